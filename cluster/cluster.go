@@ -2,13 +2,19 @@
 
 package cluster
 
-import "fmt"
+import (
+	"encoding/hex"
+	"fmt"
+	"strings"
+)
 
 // Sizes shared by every part.
 const (
 	BlockSize      = 4096    // unit of checksum, of atomicity and of the bitmap, bytes
 	ChunkSize      = 1 << 20 // unit of allocation on a device, bytes
 	BlocksPerChunk = ChunkSize / BlockSize
+
+	MaxPGs = 1 << 20 // groups in one set: what a PGID can name
 )
 
 // UUID identifies a cluster or a device for good.
@@ -16,6 +22,18 @@ type UUID [16]byte
 
 func (u UUID) String() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", u[0:4], u[4:6], u[6:8], u[8:10], u[10:16])
+}
+
+// ParseUUID reads what String writes.
+func ParseUUID(s string) (u UUID, err error) {
+	plain := strings.ReplaceAll(s, "-", "")
+	if len(s) != 36 || len(plain) != 32 {
+		return u, fmt.Errorf("UUID %q: want the form 01234567-89ab-cdef-0123-456789abcdef", s)
+	}
+	if _, err := hex.Decode(u[:], []byte(plain)); err != nil {
+		return UUID{}, fmt.Errorf("UUID %q: %w", s, err)
+	}
+	return u, nil
 }
 
 // IsZero reports whether u was never set.
@@ -103,4 +121,5 @@ type Map struct {
 	Sets    map[uint32]*PGSet
 	PGs     map[uint32][]*PG // by set number, then index
 	Volumes map[VolumeID]*Volume
+	Removed map[VolumeID]bool // deleted volumes whose chunks servers may free
 }

@@ -434,6 +434,8 @@ type Server struct {
 	Up            bool                   `protobuf:"varint,4,opt,name=up,proto3" json:"up,omitempty"`
 	Devices       []uint32               `protobuf:"varint,5,rep,packed,name=devices,proto3" json:"devices,omitempty"`
 	Version       string                 `protobuf:"bytes,6,opt,name=version,proto3" json:"version,omitempty"`
+	Capacity      uint64                 `protobuf:"varint,7,opt,name=capacity,proto3" json:"capacity,omitempty"`
+	Used          uint64                 `protobuf:"varint,8,opt,name=used,proto3" json:"used,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -510,6 +512,20 @@ func (x *Server) GetVersion() string {
 	return ""
 }
 
+func (x *Server) GetCapacity() uint64 {
+	if x != nil {
+		return x.Capacity
+	}
+	return 0
+}
+
+func (x *Server) GetUsed() uint64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
 // A change of the map from version `from` to version `version`. from = 0 is a
 // whole map.
 type MapDelta struct {
@@ -522,7 +538,7 @@ type MapDelta struct {
 	Sets           []*PGSet               `protobuf:"bytes,6,rep,name=sets,proto3" json:"sets,omitempty"`
 	Pgs            []*PG                  `protobuf:"bytes,7,rep,name=pgs,proto3" json:"pgs,omitempty"`
 	Volumes        []*Volume              `protobuf:"bytes,8,rep,name=volumes,proto3" json:"volumes,omitempty"`
-	RemovedVolumes []uint64               `protobuf:"varint,9,rep,packed,name=removed_volumes,json=removedVolumes,proto3" json:"removed_volumes,omitempty"`
+	RemovedVolumes []uint64               `protobuf:"varint,9,rep,packed,name=removed_volumes,json=removedVolumes,proto3" json:"removed_volumes,omitempty"` // servers free their chunks
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -714,6 +730,7 @@ type DeviceReport struct {
 	StartCounter  uint64                 `protobuf:"varint,6,opt,name=start_counter,json=startCounter,proto3" json:"start_counter,omitempty"`
 	Failed        string                 `protobuf:"bytes,7,opt,name=failed,proto3" json:"failed,omitempty"`                                                                               // empty: serving
 	Volumes       map[uint64]uint64      `protobuf:"bytes,8,rep,name=volumes,proto3" json:"volumes,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // generation persisted per volume (rule 21)
+	Freed         []uint64               `protobuf:"varint,9,rep,packed,name=freed,proto3" json:"freed,omitempty"`                                                                         // deleted volumes of which nothing is left on the device
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -804,12 +821,20 @@ func (x *DeviceReport) GetVolumes() map[uint64]uint64 {
 	return nil
 }
 
+func (x *DeviceReport) GetFreed() []uint64 {
+	if x != nil {
+		return x.Freed
+	}
+	return nil
+}
+
 type RegisterServerResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cluster       []byte                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	LeaseId       uint64                 `protobuf:"varint,2,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
 	LeaseMs       uint32                 `protobuf:"varint,3,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`
-	DeviceIds     []uint32               `protobuf:"varint,4,rep,packed,name=device_ids,json=deviceIds,proto3" json:"device_ids,omitempty"` // in the order of the request
+	DeviceIds     []uint32               `protobuf:"varint,4,rep,packed,name=device_ids,json=deviceIds,proto3" json:"device_ids,omitempty"` // in the order of the request; 0: refused
+	Refused       []string               `protobuf:"bytes,5,rep,name=refused,proto3" json:"refused,omitempty"`                              // why, in the same order; empty: accepted
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -868,6 +893,13 @@ func (x *RegisterServerResponse) GetLeaseMs() uint32 {
 func (x *RegisterServerResponse) GetDeviceIds() []uint32 {
 	if x != nil {
 		return x.DeviceIds
+	}
+	return nil
+}
+
+func (x *RegisterServerResponse) GetRefused() []string {
+	if x != nil {
+		return x.Refused
 	}
 	return nil
 }
@@ -1400,6 +1432,7 @@ type AttachRequest struct {
 	Force         bool                   `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`                             // fence whoever holds it
 	GuestAlive    bool                   `protobuf:"varint,5,opt,name=guest_alive,json=guestAlive,proto3" json:"guest_alive,omitempty"` // same kernel device goes on: not a fresh attach
 	ReadOnly      bool                   `protobuf:"varint,6,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	Request       string                 `protobuf:"bytes,7,opt,name=request,proto3" json:"request,omitempty"` // unique per attempt to attach: a repeated call gets the same answer
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1474,6 +1507,13 @@ func (x *AttachRequest) GetReadOnly() bool {
 		return x.ReadOnly
 	}
 	return false
+}
+
+func (x *AttachRequest) GetRequest() string {
+	if x != nil {
+		return x.Request
+	}
+	return ""
 }
 
 type AttachResponse struct {
@@ -2567,14 +2607,16 @@ const file_mdm_proto_rawDesc = "" +
 	"\vattached_by\x18\n" +
 	" \x01(\tR\n" +
 	"attachedBy\x12%\n" +
-	"\x0eattached_since\x18\v \x01(\tR\rattachedSince\"\x91\x01\n" +
+	"\x0eattached_since\x18\v \x01(\tR\rattachedSince\"\xc1\x01\n" +
 	"\x06Server\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x1b\n" +
 	"\tfault_set\x18\x03 \x01(\tR\bfaultSet\x12\x0e\n" +
 	"\x02up\x18\x04 \x01(\bR\x02up\x12\x18\n" +
 	"\adevices\x18\x05 \x03(\rR\adevices\x12\x18\n" +
-	"\aversion\x18\x06 \x01(\tR\aversion\"\xd1\x02\n" +
+	"\aversion\x18\x06 \x01(\tR\aversion\x12\x1a\n" +
+	"\bcapacity\x18\a \x01(\x04R\bcapacity\x12\x12\n" +
+	"\x04used\x18\b \x01(\x04R\x04used\"\xd1\x02\n" +
 	"\bMapDelta\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\x04R\x04from\x12\x18\n" +
@@ -2591,7 +2633,7 @@ const file_mdm_proto_rawDesc = "" +
 	"\tfault_set\x18\x03 \x01(\tR\bfaultSet\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\tR\aversion\x12\x18\n" +
 	"\acluster\x18\x05 \x01(\fR\acluster\x124\n" +
-	"\adevices\x18\x06 \x03(\v2\x1a.braid.mdm.v1.DeviceReportR\adevices\"\xbc\x02\n" +
+	"\adevices\x18\x06 \x03(\v2\x1a.braid.mdm.v1.DeviceReportR\adevices\"\xd2\x02\n" +
 	"\fDeviceReport\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\fR\x04uuid\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
@@ -2600,16 +2642,18 @@ const file_mdm_proto_rawDesc = "" +
 	"\vincarnation\x18\x05 \x01(\x04R\vincarnation\x12#\n" +
 	"\rstart_counter\x18\x06 \x01(\x04R\fstartCounter\x12\x16\n" +
 	"\x06failed\x18\a \x01(\tR\x06failed\x12A\n" +
-	"\avolumes\x18\b \x03(\v2'.braid.mdm.v1.DeviceReport.VolumesEntryR\avolumes\x1a:\n" +
+	"\avolumes\x18\b \x03(\v2'.braid.mdm.v1.DeviceReport.VolumesEntryR\avolumes\x12\x14\n" +
+	"\x05freed\x18\t \x03(\x04R\x05freed\x1a:\n" +
 	"\fVolumesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x04R\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x87\x01\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xa1\x01\n" +
 	"\x16RegisterServerResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x19\n" +
 	"\blease_id\x18\x02 \x01(\x04R\aleaseId\x12\x19\n" +
 	"\blease_ms\x18\x03 \x01(\rR\aleaseMs\x12\x1d\n" +
 	"\n" +
-	"device_ids\x18\x04 \x03(\rR\tdeviceIds\"y\n" +
+	"device_ids\x18\x04 \x03(\rR\tdeviceIds\x12\x18\n" +
+	"\arefused\x18\x05 \x03(\tR\arefused\"y\n" +
 	"\x12RenewServerRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
 	"\blease_id\x18\x02 \x01(\x04R\aleaseId\x124\n" +
@@ -2641,7 +2685,7 @@ const file_mdm_proto_rawDesc = "" +
 	"\x13DeleteVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"\x16\n" +
-	"\x14DeleteVolumeResponse\"\xa7\x01\n" +
+	"\x14DeleteVolumeResponse\"\xc1\x01\n" +
 	"\rAttachRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06client\x18\x02 \x01(\tR\x06client\x12\x12\n" +
@@ -2649,7 +2693,8 @@ const file_mdm_proto_rawDesc = "" +
 	"\x05force\x18\x04 \x01(\bR\x05force\x12\x1f\n" +
 	"\vguest_alive\x18\x05 \x01(\bR\n" +
 	"guestAlive\x12\x1b\n" +
-	"\tread_only\x18\x06 \x01(\bR\breadOnly\"\xbd\x01\n" +
+	"\tread_only\x18\x06 \x01(\bR\breadOnly\x12\x18\n" +
+	"\arequest\x18\a \x01(\tR\arequest\"\xbd\x01\n" +
 	"\x0eAttachResponse\x12,\n" +
 	"\x06volume\x18\x01 \x01(\v2\x14.braid.mdm.v1.VolumeR\x06volume\x12\x1e\n" +
 	"\n" +
