@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loop
+
+import "errors"
+
+func newPool(l *Loop) (engine, error) { return nil, errors.ErrUnsupported }
