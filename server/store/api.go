@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"braid/cluster"
+	"braid/transport"
+)
+
+// Op is what a Request asks of the store.
+type Op uint8
+
+// The operations. Offset and Length are multiples of cluster.BlockSize within
+// one chunk; Volume, Gen and, except where noted, Layer and Chunk are set.
+const (
+	// OpRead fills Data and Sums. Hole=true on reply: the whole range is absent,
+	// neither Data nor Sums was touched.
+	OpRead Op = iota
+	// OpWrite stores Data (aligned, Length bytes) with Sums. Interval is set. The
+	// caller has verified Sums. FUA: durable on reply.
+	OpWrite
+	// OpTrim makes the range read as zeroes and gives a wholly empty chunk back.
+	OpTrim
+	// OpZero is OpTrim, or with NoHole a write of zeroes that stays allocated.
+	OpZero
+	// OpFlush makes all that was acked before its Submit durable, of all volumes.
+	// Drained says that every write of (Volume, Gen) with interval <= Interval is
+	// complete on every replica: this, and nothing else, licenses removal from the
+	// activity log (rule 1). No Layer, no Chunk.
+	OpFlush
+	// OpBitmap writes the 32-byte bitmap of the chunk (bit i of byte i/8: block i is
+	// present) to Data[:32]; Hole=true: the chunk is absent, Data was not touched.
+	OpBitmap
+	// OpFence stops admitting older generations of Volume, waits for what was
+	// admitted before it, persists Gen and replies (rule 14). A Gen older than the
+	// persisted one gets StatusFenced. Value returns the persisted generation.
+	OpFence
+	// OpStamp gives the chunk the tag (Gen, Interval) and clears the marks of its
+	// activity-log entry; durable with the next flush (rule 4).
+	OpStamp
+	// OpALList fills Regions with the activity-log entries of Volume.
+	OpALList
+	// OpTags fills Chunks with the chunks of Volume, from cursor Value, at most
+	// Length of them; Value returns the next cursor, 0 at the end.
+	OpTags
+	// OpDrop removes every chunk of Volume and its generation (the volume was deleted).
+	OpDrop
+	// OpStop drains, makes everything durable and marks the device clean. Nothing
+	// but reads of counters is possible after its reply.
+	OpStop
+)
+
+// Request is one operation. It belongs to the caller before Submit and after
+// its EffectReply, to the core in between. It may be reused.
+type Request struct {
+	Op       Op
+	FUA      bool
+	NoHole   bool
+	Drained  bool // OpFlush
+	Hole     bool // result
+	Layer    uint32
+	Volume   cluster.VolumeID
+	Gen      cluster.Generation
+	Interval uint64
+	Chunk    uint64
+	Offset   uint32 // bytes within the chunk
+	Length   uint32 // bytes
+	Value    uint64 // see the ops
+	// Data is Length bytes, 4 KiB aligned: source of a write (immutable until the
+	// reply), destination of a read.
+	Data []byte
+	// Sums holds 8 bytes (little-endian xxhash64) per block of the range.
+	Sums []byte
+
+	Status  transport.Status // result
+	Regions []Region         // result of OpALList, appended
+	Chunks  []ChunkTag       // result of OpTags, appended
+
+	Ctx any // the caller's own
+
+	// The rest is the core's.
+	io    IO
+	next  *Request
+	vol   *volume
+	slot  uint32
+	al    uint32
+	page  uint32
+	seq   uint64
+	cost  uint32
+	phase uint8
+	stage uint8
+	wrote bool
+}
+
+// Region is an entry of the activity log.
+type Region struct {
+	Volume cluster.VolumeID
+	Layer  uint32
+	Chunk  uint64
+	Tag    cluster.Tag // of the newest write that this device remembers
+	Marks  Marks
+	Torn   [32]byte // blocks that matched no checksum after a crash; by bit as in OpBitmap
+}
+
+// Marks qualify an activity-log entry.
+type Marks uint8
+
+// The marks.
+const (
+	MarkSuspect  Marks = 1 << iota // left by an earlier generation or start: to be resolved
+	MarkVerify                     // this device crashed: its blocks are compared with their sums on first use
+	MarkTarget                     // the copy is the target of a resync and not yet whole (rule 20)
+	MarkPoisoned                   // a write failed here: what is on the disk is unknown
+)
+
+// ChunkTag is one stored chunk.
+type ChunkTag struct {
+	Layer  uint32
+	Chunk  uint64
+	Tag    cluster.Tag
+	Blocks uint16 // present ones
+}
+
+// IOKind is what an IO does.
+type IOKind uint8
+
+// The kinds.
+const (
+	IORead    IOKind = iota // fill Data from Off
+	IOWrite                 // write Data at Off
+	IOFlush                 // flush the device's cache (fdatasync)
+	IODiscard               // Len bytes at Off need not be kept
+)
+
+// IO is one operation on the device. The shell starts it, completes it exactly
+// once by Core.IODone, and must do all of Data (a short transfer is an error).
+// Reads and writes may run in any order: the core orders what must be ordered
+// by waiting.
+type IO struct {
+	Kind IOKind
+	Meta bool // metadata; false: a request's payload
+	Off  int64
+	Len  int64
+	Data []byte
+	// Shell is the shell's own (its loop operation); kept across uses of this IO.
+	Shell any
+
+	owner ioOwner
+	req   *Request
+	index uint32
+}
+
+// EffectKind says what the shell has to do.
+type EffectKind uint8
+
+// The kinds.
+const (
+	EffectIO     EffectKind = iota // start E.IO
+	EffectReply                    // E.Req is complete; Status is set
+	EffectFailed                   // the device is retired (rule 19); see Core.Err. Once.
+)
+
+// Effect is one instruction to the shell, in order.
+type Effect struct {
+	Kind EffectKind
+	IO   *IO
+	Req  *Request
+}
+
+// Disk is a device for what is done before serving: Format, Open, Inspect, Check.
+// It blocks. p is 4 KiB aligned in memory, off and len(p) multiples of 4096.
+type Disk interface {
+	Size() int64
+	ReadAt(p []byte, off int64) (int, error)
+	WriteAt(p []byte, off int64) (int, error)
+	Flush() error
+}
+
+// Config sets the bounds of a core.
+type Config struct {
+	// PageCache bounds the cached checksum pages (2.3 KiB each); 0: 32768 or the
+	// number of chunks. Twice the activity log is a sensible least value.
+	PageCache int
+	// ALSlots is the size of the activity log; 0: 16384 or the number of chunks.
+	ALSlots int
+	// VerifyReads compares each block read with its checksum and answers
+	// StatusRot. Without it only the client does (it always does).
+	VerifyReads bool
+	// LocalResolve lets the device resolve suspect regions by itself: right when
+	// no other copy exists or no resolver is running. Otherwise a region of an
+	// older generation leaves the log only after OpStamp.
+	LocalResolve bool
+	// Discard hands freed chunks to the device by IODiscard.
+	Discard bool
+}
+
+// Stats are counters and gauges of a core. Safe to copy.
+type Stats struct {
+	Chunks, ChunksFree   uint64 // slots
+	AL, ALSlots          uint64
+	RingPages, RingUsed  uint64
+	CachePages, Unfolded uint64
+	DirtyChunks          uint64
+
+	Reads, Writes, Trims, Flushes, Holes uint64 // requests
+	DeviceFlushes                        uint64
+	LogPages, Commits                    uint64
+	FoldPages, HeaderPages, PageReads    uint64 // 4 KiB page writes, header page writes, page reads
+	ALAdds, ALRemoves, ALRelogs          uint64
+	Verified, Torn, Rot, Errors          uint64 // chunks verified after a crash; blocks
+}
