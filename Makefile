@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+#   make          static binaries in ./bin
+#   make demo     the whole story on this machine, with a table of numbers
+#   make test     all test suites, each within its budget (scripts/suites)
+#   make lint     formatting, vet, import and style rules
+#   make soak     the long forms of the tests
+#   make fuzz     every decoder, FUZZTIME each (30s)
+#   make clean    removes what make has built
+
+GO ?= go
+FUZZTIME ?= 30s
+
+.PHONY: build test lint demo soak fuzz clean
+
+# No C library, so one binary runs on every distribution; -trimpath, so the same
+# commit gives the same bytes wherever it is built.
+build:
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
+
+test:
+	@scripts/test
+
+lint:
+	@scripts/lint
+
+demo:
+	@scripts/demo
+
+soak:
+	@scripts/soak
+
+fuzz:
+	@scripts/fuzz $(FUZZTIME)
+
+clean:
+	rm -rf bin dist
