@@ -4,11 +4,11 @@
 // forbidden, an epoll set and a pool of worker threads) on its own OS thread,
 // and does both sockets and disks with it.
 //
-//	 any goroutine            the loop's thread
-//	 -------------            --------------------------------------------
-//	 Post, Call  --queue-->   1 posts    2 timers   3 deferred (sends, batches)
-//	             --eventfd->  4 one system call: submit all, wait for one
-//	                          5 OpDone for everything that completed; again
+//	any goroutine            the loop's thread
+//	-------------            --------------------------------------------
+//	Post, Call  --queue-->   1 posts    2 timers   3 deferred (sends, batches)
+//	            --eventfd->  4 one system call: submit all, wait for one
+//	                         5 OpDone for everything that completed; again
 //
 // Guarantees:
 //   - Everything but New, Start, Close, Engine, Post, Call, Done and Stats is for

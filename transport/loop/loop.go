@@ -91,6 +91,9 @@ type engine interface {
 	// all; negative: for ever) for a completion or a wake-up, and calls
 	// Loop.complete for what has completed.
 	wait(timeout int64)
+	// ready reports whether there is something to complete that will not end a
+	// wait by itself. It is asked after asleep was set.
+	ready() bool
 	// close frees everything. No op is active.
 	close()
 }
@@ -119,7 +122,8 @@ type Loop struct {
 	closing  bool
 	count    Stats
 
-	// mu guards posts and ended. It is a leaf, held for an append only.
+	// mu guards posts, ended, and the eventfd against writes after its close. It is
+	// a leaf.
 	mu    sync.Mutex
 	posts []func()
 	ended bool
@@ -298,11 +302,25 @@ func (l *Loop) offLoop(what string) {
 
 // wake makes the loop come out of the kernel if it is in there.
 func (l *Loop) wake() {
-	if l.asleep.Load() && l.asleep.CompareAndSwap(true, false) {
-		one := [8]byte{1}
-		// The counter cannot overflow: one write for each sleep.
-		_, _ = unix.Write(l.efd, one[:])
+	if !l.asleep.Load() || !l.asleep.CompareAndSwap(true, false) {
+		return
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ended {
+		return
+	}
+	one := [8]byte{1} // little- or big-endian: any value but 0 and all ones will do
+	if _, err := unix.Write(l.efd, one[:]); err != nil && err != unix.EAGAIN {
+		panic(fmt.Sprintf("loop %s: write to its eventfd: %v", l.opts.Name, err))
+	}
+}
+
+// drainWakeups resets the eventfd; on the loop.
+func (l *Loop) drainWakeups() {
+	var count [8]byte
+	// EAGAIN, when there was nothing to reset, is fine.
+	_, _ = unix.Read(l.efd, count[:])
 }
 
 // Submit starts op. It goes to the kernel in one batch with all others of this
@@ -311,7 +329,7 @@ func (l *Loop) Submit(op *Op) {
 	if op.active {
 		panic("loop: op submitted while it is active")
 	}
-	op.active = true
+	op.active, op.cancelled = true, false
 	if l.closing {
 		l.refused.push(op)
 		return
@@ -325,7 +343,8 @@ func (l *Loop) Submit(op *Op) {
 // -ECANCELED, or with the op's own result where it was too late. File I/O that
 // has started is not interrupted.
 func (l *Loop) Cancel(op *Op) {
-	if op.active && !l.closing {
+	if op.active && !op.cancelled && !l.closing {
+		op.cancelled = true
 		l.eng.cancel(op)
 	}
 }

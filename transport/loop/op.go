@@ -70,12 +70,14 @@ type Op struct {
 	Done  Completer
 	Tag   uint64 // the caller's own
 
-	msg    unix.Msghdr
-	next   *Op   // link of whichever queue of the engine the op is in
-	slot   int32 // index in the slot table
-	res    int32 // outcome on its way back from a worker
-	state  opState
-	active bool
+	msg       unix.Msghdr
+	one       unix.Iovec // Buf as a vector
+	next      *Op        // link of whichever queue of the engine the op is in
+	slot      int32      // index in the slot table
+	res       int32      // outcome on its way back from a worker
+	state     opState
+	active    bool
+	cancelled bool // Cancel was called
 }
 
 // opState says where the pool engine (or the discard worker) has the op.

@@ -45,7 +45,7 @@ func (l *Loop) turn() {
 	// The order matters: asleep first, then a last look at the queue. A Post that
 	// the look misses sees asleep and writes the eventfd.
 	l.asleep.Store(true)
-	if l.posted() || l.stop.Load() && !l.closing {
+	if l.posted() || l.eng.ready() || l.stop.Load() && !l.closing {
 		timeout = 0
 	}
 	l.eng.wait(timeout)
@@ -136,7 +136,8 @@ func (l *Loop) complete(op *Op, res int) {
 
 func (l *Loop) cancelAll() {
 	for i := range l.table.slots {
-		if op := l.table.slots[i].op; op != nil {
+		if op := l.table.slots[i].op; op != nil && !op.cancelled {
+			op.cancelled = true
 			l.eng.cancel(op)
 		}
 	}
