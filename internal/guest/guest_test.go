@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build guest
+
+package guest
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// story is a guest to boot and a script to run in it.
+type story struct {
+	script string // below scripts/
+	kernel string
+	memory string
+	cpus   string
+	limit  string   // seconds; the guest is ended after it
+	disks  []string // sizes of raw disks
+}
+
+// run boots the guest and fails the test unless the script ends with 0. The
+// story's own words are the test's log.
+func run(t *testing.T, s story) {
+	t.Helper()
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatalf("find the project's root: %v", err)
+	}
+	args := []string{"--kernel", s.kernel, "-m", s.memory, "-t", s.limit, "-e", "BRAID_SOAK",
+		"-e", "BRAID_ENGINE"}
+	if s.cpus != "" {
+		args = append(args, "-s", s.cpus)
+	}
+	for _, size := range s.disks {
+		args = append(args, "-d", size)
+	}
+	command := strings.Fields(s.script)
+	args = append(args, "--", filepath.Join(root, "scripts", command[0]))
+	cmd := exec.Command(filepath.Join(root, "scripts", "guest"), append(args, command[1:]...)...)
+	cmd.Dir = root
+	out, err := cmd.CombinedOutput()
+	for line := range strings.Lines(string(out)) {
+		t.Log(strings.TrimRight(line, "\r\n"))
+	}
+	if err != nil {
+		t.Fatalf("%s: %v", strings.Join(cmd.Args, " "), err)
+	}
+}
+
+// limit is the time a story gets, in seconds: CI form and soak form.
+func limit(short, soak string) string {
+	if os.Getenv("BRAID_SOAK") != "" {
+		return soak
+	}
+	return short
+}
+
+// Goal: the story that `make demo` tells ends well in a guest kernel.
+func TestDemo(t *testing.T) {
+	run(t, story{script: "demo --inside --kernel host --short", kernel: "uml", memory: "2G",
+		limit: limit("120", "300")})
+}
+
+// Goal: ext4 on an attached volume, on a kernel with several CPUs: four sockets,
+// large requests, /dev/braid, refusal to detach while mounted, attach again.
+func TestExt4(t *testing.T) {
+	run(t, story{script: "guest-tests/ext4.sh", kernel: "qemu", memory: "2G", cpus: "2",
+		limit: limit("180", "400")})
+}
+
+// Goal: XFS, fstrim that gives space back, online growth.
+func TestXFS(t *testing.T) {
+	run(t, story{script: "guest-tests/xfs.sh", kernel: "uml", memory: "2G",
+		limit: limit("120", "300")})
+}
+
+// Goal: four volumes at once, partitions.
+func TestManyVolumes(t *testing.T) {
+	run(t, story{script: "guest-tests/many.sh", kernel: "uml", memory: "2G",
+		limit: limit("120", "300")})
+}
+
+// Goal: PostgreSQL on a volume keeps its invariant.
+func TestPostgres(t *testing.T) {
+	run(t, story{script: "guest-tests/postgres.sh", kernel: "uml", memory: "3G",
+		limit: limit("180", "600")})
+}
+
+// Goal: what was fsynced survives the death of any one process.
+func TestCrash(t *testing.T) {
+	run(t, story{script: "guest-tests/crash.sh", kernel: "uml", memory: "2G",
+		limit: limit("120", "300")})
+}
+
+// Goal: an outage longer than the kernel's time-out is no I/O error; detach ends
+// with dead servers.
+func TestOutage(t *testing.T) {
+	run(t, story{script: "guest-tests/outage.sh", kernel: "qemu", memory: "2G", cpus: "2",
+		limit: limit("180", "600")})
+}
+
+// Goal: no deadlock with memory reclaim.
+func TestPressure(t *testing.T) {
+	run(t, story{script: "guest-tests/pressure.sh", kernel: "uml", memory: "700M",
+		limit: limit("150", "900"), disks: []string{"1G", "1G", "1G"}})
+}

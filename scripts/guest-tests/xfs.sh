@@ -1,0 +1,39 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Goal: XFS works, fstrim gives space back to the devices, and a volume grows
+# while it is mounted. Method: the devices' own figures before and after.
+. "$(dirname -- "$0")/lib.sh"
+
+cluster_up --sds 3 --size 1G
+scli volume create data --size 512M --replicas 2
+sdc attach /dev/nbd0 --volume data
+modprobe -q xfs || :
+mkfs.xfs -q /dev/nbd0
+mount /dev/nbd0 mnt
+fio_verify mnt/file
+rm mnt/file
+
+before=$(used)
+head -c 150M /dev/zero | tr '\0' x >mnt/big
+sync -f mnt
+full=$(used)
+[ "$full" -gt $((before + 2 * 100000000)) ] || fail "150 MB twice, but used went $before -> $full"
+rm mnt/big
+sync -f mnt
+fstrim mnt
+# Devices report what is in use with their next lease renewal.
+freed() { [ "$(used)" -lt $((full - 2 * 100000000)) ]; }
+within 20 freed
+say "used: $before, with the file $full, after fstrim $(used)"
+
+scli volume resize data --size 1G
+within 10 size_is /dev/nbd0 $((1 << 30))
+xfs_growfs mnt >/dev/null
+[ "$(df --output=size -B1M mnt | tail -n 1)" -gt 900 ] || fail "the file system did not grow"
+fio_verify mnt/file2
+umount mnt
+xfs_repair -n /dev/nbd0 2>/dev/null >&2
+sdc detach /dev/nbd0
+cluster down
+say "done"
