@@ -31,7 +31,7 @@ type DeviceReport struct {
 	Used         uint64 // bytes in allocated chunks
 	Incarnation  cluster.Incarnation
 	StartCounter uint64
-	Failed       string // why it does not serve; empty: it serves
+	Failed       string                                  // why it does not serve; empty: it serves
 	Volumes      map[cluster.VolumeID]cluster.Generation // persisted generations
 	Freed        []cluster.VolumeID                      // deleted volumes of which nothing is left
 }
