@@ -4,7 +4,6 @@ package transport
 
 import (
 	"encoding/binary"
-	"errors"
 
 	"github.com/cespare/xxhash/v2"
 )
@@ -30,19 +29,19 @@ type Op uint8
 const (
 	OpInvalid Op = iota
 	OpPing
-	OpOpen    // a volume session on this device: payload is an OpenRequest; the reply's Session is the handle
-	OpClose   // end a volume session
-	OpRead    // Chunk, Offset, Length
-	OpWrite   // Chunk, Offset, Length; sums and payload follow
-	OpFlush   // Interval: all writes of the session with interval <= it become durable
-	OpTrim    // Chunk, Offset, Length (multiples of 4 KiB)
-	OpZero    // as OpTrim; with FlagNoHole the blocks stay allocated
-	OpStatus  // Chunk: the reply's payload is the 32-byte bitmap of the chunk
-	OpFence   // stop, drain and persist a generation: payload is an OpenRequest
-	OpALList  // the activity log of the session's volume
-	OpTags    // chunk tags of a placement group
-	OpStamp   // write a fresh tag
-	OpCopy    // resync: read for copy (server to server)
+	OpOpen   // a volume session on this device: payload is an OpenRequest; the reply's Session is the handle
+	OpClose  // end a volume session
+	OpRead   // Chunk, Offset, Length
+	OpWrite  // Chunk, Offset, Length; sums and payload follow
+	OpFlush  // Interval: all writes of the session with interval <= it become durable
+	OpTrim   // Chunk, Offset, Length (multiples of 4 KiB)
+	OpZero   // as OpTrim; with FlagNoHole the blocks stay allocated
+	OpStatus // Chunk: the reply's payload is the 32-byte bitmap of the chunk
+	OpFence  // stop, drain and persist a generation: payload is an OpenRequest
+	OpALList // the activity log of the session's volume
+	OpTags   // chunk tags of a placement group
+	OpStamp  // write a fresh tag
+	OpCopy   // resync: read for copy (server to server)
 	opSentinel
 )
 
@@ -53,6 +52,7 @@ const (
 	FlagNoHole                   // write zeroes: keep the blocks allocated
 	FlagHole                     // read reply: the range holds no data; no sums, no payload
 	FlagMore                     // more reply frames follow with this id
+	flagsKnown = FlagReply | FlagFUA | FlagNoHole | FlagHole | FlagMore
 )
 
 // Status is the outcome that a reply carries.
@@ -72,6 +72,7 @@ const (
 	StatusRetry             // try again later: starting, draining, log full
 	StatusInvalid           // the request makes no sense
 	StatusRot               // a stored block does not match its checksum
+	statusSentinel
 )
 
 // Header is the fixed part of a frame.
@@ -91,7 +92,8 @@ const (
 //	40  8  chunk index within the volume
 //	48  4  offset in the chunk, bytes (requests); activity-log pressure, 0-1000 (replies)
 //	52  4  length of the range, bytes
-//	56  2  number of block checksums (8 bytes each) that follow the header
+//	56  2  number of block checksums (8 bytes each) that follow the header: 0, or
+//	       one for each 4 KiB block of the payload, a partial last one included
 //	58  2  reserved, 0
 //	60  4  checksum: low half of xxhash64 of bytes 0-59
 type Header struct {
@@ -109,14 +111,6 @@ type Header struct {
 	Length   uint32
 	Sums     uint16
 }
-
-// Errors of the decoder. Each means that the connection must be closed.
-var (
-	ErrMagic    = errors.New("transport: wrong magic")
-	ErrHeader   = errors.New("transport: header checksum mismatch")
-	ErrTooLong  = errors.New("transport: length beyond the limit")
-	ErrReserved = errors.New("transport: unknown op or reserved bits set")
-)
 
 // Encode writes the header to b[:HeaderSize].
 func (h *Header) Encode(b []byte) {
@@ -139,7 +133,8 @@ func (h *Header) Encode(b []byte) {
 	le.PutUint32(b[60:], uint32(xxhash.Sum64(b[:60])))
 }
 
-// Decode reads and validates a header from b[:HeaderSize].
+// Decode reads and validates a header from b[:HeaderSize]. The error is ErrMagic,
+// ErrHeader, ErrTooLong, ErrReserved or ErrSums.
 func (h *Header) Decode(b []byte) error {
 	_ = b[HeaderSize-1]
 	le := binary.LittleEndian
@@ -164,7 +159,17 @@ func (h *Header) Decode(b []byte) error {
 	if h.Payload > MaxPayload || h.Sums > MaxSums {
 		return ErrTooLong
 	}
-	if h.Op == OpInvalid || h.Op >= opSentinel || le.Uint16(b[58:]) != 0 {
+	if h.Op == OpInvalid || h.Op >= opSentinel || h.Flags&^flagsKnown != 0 ||
+		h.Status >= statusSentinel || le.Uint16(b[58:]) != 0 {
+		return ErrReserved
+	}
+	if h.Flags&FlagReply == 0 && h.Status != StatusOK {
+		return ErrReserved
+	}
+	if h.Sums != 0 && int(h.Sums) != Blocks(int(h.Payload)) {
+		return ErrSums
+	}
+	if h.Op == OpPing && h.Payload != 0 {
 		return ErrReserved
 	}
 	return nil
