@@ -85,7 +85,7 @@ type opState uint8
 
 const (
 	opIdle    opState = iota
-	opReady           // socket: to be tried at the next turn
+	opFresh           // socket: to be tried at the next turn
 	opWaiting         // socket: waits for the poll set
 	opQueued          // file: in the workers' queue
 	opRunning         // file: a worker has it
@@ -108,6 +108,17 @@ func (q *opQueue) push(op *Op) {
 		q.tail.next = op
 	}
 	q.tail = op
+}
+
+// append moves all of o behind what q holds.
+func (q *opQueue) append(o opQueue) {
+	switch {
+	case o.head == nil:
+	case q.head == nil:
+		*q = o
+	default:
+		q.tail.next, q.tail = o.head, o.tail
+	}
 }
 
 func (q *opQueue) pop() *Op {

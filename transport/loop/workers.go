@@ -46,12 +46,19 @@ func (w *workers) close() {
 }
 
 func (w *workers) submit(op *Op) {
-	w.mu.Lock()
 	op.state = opQueued
-	w.queue.push(op)
-	idle := w.idle > 0
+	var q opQueue
+	q.push(op)
+	w.submitAll(q, 1)
+}
+
+// submitAll takes a list of n ops whose state is opQueued.
+func (w *workers) submitAll(q opQueue, n int) {
+	w.mu.Lock()
+	w.queue.append(q)
+	wake := min(n, w.idle)
 	w.mu.Unlock()
-	if idle {
+	for range wake {
 		w.some.Signal()
 	}
 }
