@@ -88,8 +88,8 @@ type engine interface {
 	// cancel asks for an early end of an op that was submitted.
 	cancel(op *Op)
 	// wait hands all queued ops to the kernel, waits at most timeout ns (0: not at
-	// all; negative: for ever) for a completion or a wake-up, and calls
-	// Loop.complete for what has completed.
+	// all; negative: for ever) for a completion or a wake-up, calls Loop.tick, and
+	// then Loop.complete for what has completed.
 	wait(timeout int64)
 	// ready reports whether there is something to complete that will not end a
 	// wait by itself. It is asked after asleep was set.
@@ -354,7 +354,7 @@ func (l *Loop) Cancel(op *Op) {
 func (l *Loop) Defer(d Deferred) { l.deferred = append(l.deferred, d) }
 
 // Now is the monotonic time in ns since some moment before the process's first
-// loop, the same for all loops, read once a turn.
+// loop, the same for all loops, read at most twice a turn.
 func (l *Loop) Now() int64 { return l.now }
 
 // Arm starts t, or moves its deadline, to the given time from Now.

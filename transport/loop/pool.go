@@ -102,7 +102,9 @@ func (p *pool) wait(timeout int64) {
 	if !p.done.empty() {
 		timeout = 0
 	}
-	for _, ev := range p.events[:p.poll(timeout)] {
+	n := p.poll(timeout)
+	p.l.tick()
+	for _, ev := range p.events[:n] {
 		if int(ev.Fd) == p.l.efd {
 			p.l.drainWakeups()
 			continue

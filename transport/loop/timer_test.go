@@ -7,6 +7,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Timers fire in the order of their deadlines, not before them, and equal ones
@@ -110,3 +112,38 @@ func TestTimerHeap(t *testing.T) {
 		}
 	}
 }
+
+// OpDone sees the time at which the kernel returned, not that at which the loop
+// went to sleep: a deadline armed there lies in the future.
+func TestNowInOpDone(t *testing.T) {
+	onEngines(t, func(t *testing.T, l *Loop) {
+		const asleep, after = 60 * time.Millisecond, 30 * time.Millisecond
+		a, b := pair(t, 0)
+		fired := make(chan time.Time, 1)
+		var armed, now time.Time
+		var seen int64
+		tm := &Timer{Fire: func(*Timer) { fired <- time.Now() }}
+		op := &Op{Kind: Recv, FD: a, Buf: make([]byte, 1)}
+		op.Done = doneFunc(func(*Op, int) {
+			armed, seen = time.Now(), l.Now()
+			now = base.Add(time.Duration(seen))
+			l.Arm(tm, after)
+		})
+		l.Call(func() { l.Submit(op) })
+		<-time.After(asleep) // the loop blocks in the kernel meanwhile
+		sent := time.Now()
+		if err := unix.Sendto(b, []byte("x"), 0, nil); err != nil {
+			t.Fatal(err)
+		}
+		if at := <-fired; at.Sub(sent) < after {
+			t.Errorf("armed for %v, fired after %v", after, at.Sub(sent))
+		}
+		if now.Before(sent) || now.After(armed) {
+			t.Errorf("Now() is %v off in OpDone", armed.Sub(now))
+		}
+	})
+}
+
+type doneFunc func(op *Op, res int)
+
+func (f doneFunc) OpDone(op *Op, res int) { f(op, res) }

@@ -26,7 +26,7 @@ func (l *Loop) run() {
 // turn is one round: callbacks that are due, then one system call.
 func (l *Loop) turn() {
 	l.count.Turns++
-	l.now = int64(time.Since(base))
+	l.tick()
 	l.runPosts()
 	l.runTimers()
 	l.runRefused()
@@ -53,6 +53,10 @@ func (l *Loop) turn() {
 		l.count.Wakeups++
 	}
 }
+
+// tick reads the clock: before the callbacks of a turn, and again when the kernel
+// returns, before the first OpDone, which may have slept for long. 40 ns each.
+func (l *Loop) tick() { l.now = int64(time.Since(base)) }
 
 // timeout is how long the kernel may keep the loop: 0 when work is left over.
 func (l *Loop) timeout() int64 {

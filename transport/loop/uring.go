@@ -138,6 +138,7 @@ func (u *uring) wait(timeout int64) {
 	default:
 		u.enter(enterGetEvents, 1, timeout)
 	}
+	u.l.tick()
 	if u.ring.overflowed() {
 		u.l.count.Overflows++
 	}
