@@ -27,8 +27,8 @@ type Device interface {
 type Harness struct {
 	Device Device
 	Loop   *loop.Loop // running
-	// Pool gives the buffers of requests: the suite holds at most 64 of MaxLen
-	// (or 256 KiB if that is less) and 4 of MaxLen at once.
+	// Pool gives the buffers of requests; it must hold Consumers() beyond what the
+	// device itself takes.
 	Pool *buf.Pool
 	// MaxLen is the longest read or write; 1 MiB when 0.
 	MaxLen uint64
@@ -45,6 +45,16 @@ type Harness struct {
 	Rest func() error
 	// Close ends the device. It is called at the end of each subtest.
 	Close func()
+}
+
+// Consumers is what a harness' pool must hold for the suite.
+func Consumers() []buf.Consumer {
+	return []buf.Consumer{
+		{Name: "biotest small", Size: 8 << 10, Count: depth},
+		{Name: "biotest medium", Size: 64 << 10, Count: depth},
+		{Name: "biotest large", Size: 256 << 10, Count: depth},
+		{Name: "biotest largest", Size: 1 << 20, Count: 8},
+	}
 }
 
 // Factory makes a fresh harness.

@@ -58,7 +58,6 @@ type Device struct {
 	held     []*bio.Request
 	delayed  []*bio.Request
 	timer    loop.Timer
-	armed    bool
 	inFlight int
 	stats    Stats
 }
@@ -74,7 +73,7 @@ func New(l *loop.Loop, o Options) *Device {
 		pages: make([]*page, (o.Size+pageSize-1)/pageSize),
 		rng:   rand.New(rand.NewSource(o.Seed)),
 	}
-	d.timer.Fire = d
+	d.timer.Fire = d.due
 	return d
 }
 
@@ -197,16 +196,11 @@ func (d *Device) arm() {
 	for _, r := range d.delayed[1:] {
 		first = min(first, r.Dev.Stamp)
 	}
-	if d.armed {
-		d.loop.Disarm(&d.timer)
-	}
-	d.armed = true
 	d.loop.Arm(&d.timer, time.Duration(max(first-d.loop.Now(), 0)))
 }
 
-// TimerFired completes what is due.
-func (d *Device) TimerFired(*loop.Timer) {
-	d.armed = false
+// due completes what is due.
+func (d *Device) due(*loop.Timer) {
 	now := d.loop.Now()
 	keep := d.delayed[:0]
 	for _, r := range d.delayed {
