@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"golang.org/x/sys/unix"
+
+	"braid/cluster"
+	"braid/server/store"
+	"braid/transport"
+	"braid/transport/loop"
+)
+
+// diskOp carries out one store.IO. The store keeps its IOs for ever and each
+// keeps its diskOp, so that a steady load allocates none.
+type diskOp struct {
+	op         loop.Op
+	io         *store.IO
+	dev        *device
+	rest       []byte // what is still to be transferred
+	since      int64  // loop time of the start
+	prev, next *diskOp
+}
+
+// submit hands a prepared request to the store. Its effects are carried out at
+// the end of this turn, together with those of everything else that arrived.
+func (d *device) submit(s *slot) {
+	s.state, s.since = slotStored, d.loop.Now()
+	d.core.Submit(&s.req)
+	d.schedule()
+}
+
+// schedule has RunDeferred called at the end of this turn.
+func (d *device) schedule() {
+	if !d.queued {
+		d.queued = true
+		d.loop.Defer(d)
+	}
+}
+
+// RunDeferred carries out what the store wants done, and lets waiting
+// connections go on when slots or buffers have come back. The store is not
+// called while its effects are walked through: the replies of fences and of the
+// device's own requests are kept for after.
+func (d *device) RunDeferred() {
+	d.queued = false
+	for {
+		effects := d.core.Effects()
+		if len(effects) == 0 && d.ends == nil {
+			break
+		}
+		for i := range effects {
+			switch e := &effects[i]; e.Kind {
+			case store.EffectIO:
+				d.startIO(e.IO)
+			case store.EffectReply:
+				d.ended(e.Req)
+			case store.EffectFailed:
+				d.failing = true
+			}
+		}
+		d.runEnds()
+	}
+	if d.failing {
+		d.failing = false
+		d.fail(d.core.Err())
+	}
+	if inc := uint64(d.core.Incarnation()); inc != d.incarnation.Load() {
+		d.incarnation.Store(inc)
+	}
+	d.resume()
+}
+
+// ended takes a request back from the store.
+func (d *device) ended(r *store.Request) {
+	switch owner := r.Ctx.(type) {
+	case *slot:
+		if owner.counted {
+			owner.counted = false
+			d.view.done(cluster.PGID(owner.head.PG), owner.head.Epoch)
+		}
+		if r.Op == store.OpFence {
+			owner.next, d.ends = d.ends, owner
+			return
+		}
+		d.reply(owner, r.Status)
+	case *ownRequest:
+		owner.ended = true
+		owner.next, d.ownEnds = d.ownEnds, owner
+	}
+}
+
+// runEnds does what follows fences and the device's own requests.
+func (d *device) runEnds() {
+	for d.ends != nil {
+		s := d.ends
+		d.ends, s.next = s.next, nil
+		d.fenced(s)
+	}
+	for d.ownEnds != nil {
+		r := d.ownEnds
+		d.ownEnds, r.next = r.next, nil
+		r.then(r.req.Status)
+	}
+}
+
+// ownRequest is a request that the device makes of its own store: dropping a
+// deleted volume, stopping. Not on the hot path.
+type ownRequest struct {
+	req   store.Request
+	then  func(transport.Status)
+	ended bool
+	next  *ownRequest
+}
+
+func (d *device) own(r store.Request, then func(transport.Status)) {
+	o := &ownRequest{req: r, then: then}
+	o.req.Ctx = o
+	d.core.Submit(&o.req)
+	d.schedule()
+}
+
+// reply answers a request. A read's buffer stays until the reply has left, any
+// other goes back now.
+func (d *device) reply(s *slot, status transport.Status) {
+	if s.conn.closed {
+		d.release(s)
+		return
+	}
+	h := &s.msg.Header
+	*h = transport.Header{Op: s.head.Op, Flags: transport.FlagReply, Status: status, ID: s.head.ID,
+		Session: s.head.Session, Interval: d.incarnation.Load(), PG: s.head.PG, Epoch: s.head.Epoch,
+		Chunk: s.head.Chunk, Length: s.head.Length}
+	if d.core != nil {
+		h.Interval, h.Offset = uint64(d.core.Incarnation()), uint32(d.core.Pressure())
+	}
+	s.msg.Sums, s.msg.Payload = nil, nil
+	returns := status == transport.StatusOK && (s.head.Op == transport.OpRead || s.head.Op == transport.OpStatus)
+	switch {
+	case returns && s.req.Hole:
+		h.Flags |= transport.FlagHole
+	case returns:
+		s.views[0] = s.req.Data
+		s.msg.Payload, h.Payload = s.views[:], uint32(len(s.req.Data))
+		if s.head.Op == transport.OpRead {
+			s.msg.Sums, h.Sums = s.req.Sums, uint16(len(s.req.Sums)/8)
+		}
+	}
+	if s.msg.Payload == nil {
+		d.releaseBuf(s)
+	}
+	if status != transport.StatusOK {
+		d.stats.refusals[status%statusCount].Add(1)
+	}
+	s.state, s.since = slotSending, d.loop.Now()
+	s.msg.Sent = s
+	d.sending++
+	s.conn.tc.Send(&s.msg)
+}
+
+// release gives a slot and its buffer back.
+func (d *device) release(s *slot) {
+	d.releaseBuf(s)
+	s.conn.held--
+	d.slots.put(s)
+	if d.paused != nil {
+		d.schedule()
+	}
+}
+
+func (d *device) releaseBuf(s *slot) {
+	if s.buf != nil {
+		d.pool.Release(s.buf)
+		s.buf = nil
+	}
+}
+
+// startIO hands one of the store's operations to the loop.
+func (d *device) startIO(x *store.IO) {
+	o, _ := x.Shell.(*diskOp)
+	if o == nil {
+		o = &diskOp{io: x, dev: d}
+		o.op.Done = o
+		x.Shell = o
+	}
+	o.rest, o.since = x.Data, d.loop.Now()
+	o.next, o.prev = nil, d.newest
+	if d.newest != nil {
+		d.newest.next = o
+	} else {
+		d.oldest = o
+	}
+	d.newest = o
+	d.stats.diskOps.Add(1)
+	if d.blocking != nil {
+		d.blocking.enqueue(o)
+		return
+	}
+	o.op.FD, o.op.Off, o.op.Len = d.backing.FD(), x.Off, x.Len
+	switch x.Kind {
+	case store.IORead:
+		o.op.Kind = loop.Read
+	case store.IOWrite:
+		o.op.Kind = loop.Write
+	case store.IOFlush:
+		o.op.Kind = loop.Fsync
+	case store.IODiscard:
+		o.op.Kind = loop.Discard
+	}
+	o.op.Buf = o.rest
+	d.loop.Submit(&o.op)
+}
+
+// OpDone goes on after a short transfer and tells the store of the end.
+func (o *diskOp) OpDone(op *loop.Op, res int) {
+	moves := o.io.Kind == store.IORead || o.io.Kind == store.IOWrite
+	switch {
+	case res == -int(unix.EINTR) || res == -int(unix.EAGAIN):
+		o.dev.loop.Submit(op)
+		return
+	case res < 0:
+		o.end(unix.Errno(-res))
+		return
+	case moves && res == 0 && len(o.rest) > 0:
+		o.end(io.ErrUnexpectedEOF)
+		return
+	case moves && res < len(o.rest):
+		o.rest = o.rest[res:]
+		op.Buf, op.Off = o.rest, op.Off+int64(res)
+		o.dev.loop.Submit(op)
+		return
+	}
+	o.end(nil)
+}
+
+// end reports the outcome to the store.
+func (o *diskOp) end(err error) {
+	d := o.dev
+	if o.prev != nil {
+		o.prev.next = o.next
+	} else {
+		d.oldest = o.next
+	}
+	if o.next != nil {
+		o.next.prev = o.prev
+	} else {
+		d.newest = o.prev
+	}
+	o.prev, o.next, o.rest = nil, nil, nil
+	if err != nil {
+		d.stats.diskErrors.Add(1)
+		err = fmt.Errorf("%s at %d: %w", ioName(o.io.Kind), o.io.Off, err)
+		d.log.Error("disk operation failed", "error", err)
+		if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
+			d.log.Error("the disk has gone")
+		}
+	}
+	d.core.IODone(o.io, err)
+	d.schedule()
+}
+
+func ioName(k store.IOKind) string {
+	return [...]string{"read", "write", "flush", "discard"}[k]
+}
