@@ -7,7 +7,7 @@
 # most of the rest.
 . "$(dirname -- "$0")/lib.sh"
 
-times=3
+times=2
 [ -z "${BRAID_SOAK:-}" ] || times=20
 read -r -a disks <<<"$BRAID_DISKS"
 (IFS=,; echo "${disks[*]}") >paths
@@ -27,7 +27,9 @@ head -c $((free / 3))M /dev/zero | tr '\0' h >hog/file
 say "$(awk '/MemAvailable/ { print int($2 / 1024) }' /proc/meminfo) MiB of memory are left"
 
 # text N prints 100 MB that are another for each N. (head ends the pipe early.)
-text() { { seq -f "file $1 line %.0f" 1000000000 || :; } 2>/dev/null | head -c 100M; }
+text() {
+	{ yes "file $1: $(printf "%0900d" "$1")" || :; } 2>/dev/null | head -c 100M
+}
 
 for ((round = 1; round <= times; round++)); do
 	for i in 1 2 3; do
