@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package core
+
+import (
+	"fmt"
+
+	"braid/cluster"
+)
+
+// device is what the client knows of one device of the cluster. The incarnation
+// that counts is bound to the links that are open: replies under another one
+// close them (rule 5).
+type device struct {
+	id        cluster.DeviceID
+	server    string
+	addr      string
+	local     bool
+	inSync    bool // some group of the volume's set counts on it
+	open      []int32
+	turn      uint32 // which link is next
+	inFlight  int32  // frames
+	queue     copyList
+	awaySince int64 // 0: reachable
+
+	inc      cluster.Incarnation
+	incKnown bool
+	broken   string // why its copies are not to be trusted; empty: they are
+
+	// Intervals of the writes that it acked and has not flushed; 0: none.
+	firstUnflushed, lastUnflushed uint64
+}
+
+func (d *device) reachable() bool { return len(d.open) > 0 && d.broken == "" }
+
+func (d *device) wrote(interval uint64) {
+	if d.firstUnflushed == 0 || interval < d.firstUnflushed {
+		d.firstUnflushed = interval
+	}
+	d.lastUnflushed = max(d.lastUnflushed, interval)
+}
+
+func (d *device) flushed(interval uint64) {
+	if d.lastUnflushed <= interval {
+		d.firstUnflushed, d.lastUnflushed = 0, 0
+	} else if d.firstUnflushed <= interval {
+		d.firstUnflushed = interval + 1
+	}
+}
+
+// needsFlush reports whether a flush of the interval has to go to the device:
+// only where something was written since its last one.
+func (d *device) needsFlush(interval uint64) bool {
+	return d.firstUnflushed != 0 && d.firstUnflushed <= interval && d.inSync
+}
+
+// link is one connection on which the volume's session is open.
+type link struct {
+	state   linkState
+	dev     int32
+	session uint32
+	inc     cluster.Incarnation
+}
+
+type linkState uint8
+
+const (
+	linkFree    linkState = iota
+	linkOpen              // frames may be sent
+	linkClosing           // CloseLink was emitted; LinkClosed comes
+)
+
+// LinkUp says that the session is open on a new connection to a device, under
+// an incarnation. It returns the link's number, or -1 when the device is not
+// wanted (unknown, in no in-sync set, or its copies are broken): the caller closes the connection
+// and may try again later.
+func (c *Core) LinkUp(now int64, id cluster.DeviceID, session uint32, inc cluster.Incarnation) int32 {
+	c.now = now
+	dev, known := c.devIndex[id]
+	if !known || c.lost != nil || !c.devs[dev].inSync {
+		return none
+	}
+	d := &c.devs[dev]
+	if d.broken == "" && d.incKnown && d.inc != inc {
+		c.newIncarnation(dev, inc)
+	}
+	if d.broken != "" {
+		c.run()
+		return none
+	}
+	d.inc, d.incKnown = inc, true
+	l := c.freeLink()
+	c.links[l] = link{state: linkOpen, dev: dev, session: session, inc: inc}
+	d.open = append(d.open, l)
+	d.awaySince = 0
+	c.pump(dev)
+	c.routeOrphans()
+	c.run()
+	return l
+}
+
+func (c *Core) freeLink() int32 {
+	for i := range c.links {
+		if c.links[i].state == linkFree {
+			return int32(i)
+		}
+	}
+	c.links = append(c.links, link{})
+	return int32(len(c.links) - 1)
+}
+
+// closeLink stops using a link. Its frames end when the transport has let go of
+// it (LinkClosed): until then replies may still be on their way into buffers.
+func (c *Core) closeLink(l int32, why string) {
+	k := &c.links[l]
+	if k.state != linkOpen {
+		return
+	}
+	k.state = linkClosing
+	c.forgetLink(l)
+	c.emit(Effect{Kind: CloseLink, Link: l, Text: why})
+}
+
+func (c *Core) closeLinks(dev int32, why string) {
+	for len(c.devs[dev].open) > 0 {
+		c.closeLink(c.devs[dev].open[0], why)
+	}
+}
+
+func (c *Core) forgetLink(l int32) {
+	d := &c.devs[c.links[l].dev]
+	for i, o := range d.open {
+		if o == l {
+			d.open = append(d.open[:i], d.open[i+1:]...)
+			break
+		}
+	}
+	if len(d.open) == 0 && d.awaySince == 0 {
+		d.awaySince = max(c.now, 1)
+	}
+}
+
+// LinkClosed says that a connection has ended and touches no memory any more.
+// What was in flight on it is sent again: whether it was applied is unknown.
+func (c *Core) LinkClosed(now int64, l int32) {
+	c.now = now
+	if c.links[l].state == linkOpen {
+		c.forgetLink(l)
+	}
+	dev := c.links[l].dev
+	c.links[l].state = linkFree
+	for i := range c.frames[:c.frameHigh] {
+		f := &c.frames[i]
+		if f.used && !f.ended && f.link == l {
+			c.loseFrame(int32(i))
+		}
+	}
+	if len(c.devs[dev].open) == 0 {
+		c.rerouteReads(dev)
+	}
+	c.run()
+}
+
+func (c *Core) loseFrame(fi int32) {
+	f := &c.frames[fi]
+	c.endReceive(f, fi)
+	ref := f.copy
+	f.copy = none
+	c.endFrame(fi)
+	if ref == none {
+		return
+	}
+	cp := &c.copies[ref]
+	cp.frame = none
+	c.waits(cp)
+	p := c.pieceOf(ref)
+	if p == nil || p.isWrite() {
+		cp.lost = true
+		c.enqueue(ref)
+		return
+	}
+	c.reroute(ref)
+}
+
+// reroute finds another replica for a read's copy that is in no list.
+func (c *Core) reroute(ref int32) {
+	cp := &c.copies[ref]
+	cp.kind, cp.dev, cp.unwanted = copyLoose, none, false
+	c.route(ref)
+}
+
+// rerouteReads moves the reads that wait for a device that went away.
+func (c *Core) rerouteReads(dev int32) {
+	for ref := c.devs[dev].queue.head; ref != none; {
+		next := c.copies[ref].next
+		if p := c.pieceOf(ref); p != nil && !p.isWrite() {
+			c.leaveList(ref)
+			c.reroute(ref)
+		}
+		ref = next
+	}
+}
+
+// routeOrphans looks again for replicas of reads that found none.
+func (c *Core) routeOrphans() {
+	for n := c.orphans.n; n > 0 && c.orphans.head != none; n-- {
+		ref := c.orphans.head
+		c.unlink(&c.orphans, ref)
+		c.reroute(ref)
+	}
+}
+
+// newIncarnation handles a device that came back with another write verifier
+// (rule 5). Where it holds acked writes that no flush covered, these may be
+// gone: its copies are broken. Otherwise it is accepted, and what it acked of
+// writes that are not complete is sent again, since we still have the bytes.
+func (c *Core) newIncarnation(dev int32, inc cluster.Incarnation) {
+	d := &c.devs[dev]
+	if d.firstUnflushed != 0 && d.inSync {
+		c.breakDevice(dev, fmt.Sprintf("it came back without its cache (incarnation %d, was %d) "+
+			"while acknowledged writes were not flushed", inc, d.inc))
+		return
+	}
+	c.closeLinks(dev, "the device has a new incarnation")
+	d.inc = inc
+	for pi := range c.pieces[:c.pieceHigh] {
+		p := &c.pieces[pi]
+		if !p.live || !p.isWrite() {
+			continue
+		}
+		first := int32(pi) * MaxCopies
+		for ref := first; ref < first+MaxCopies; ref++ {
+			if cp := &c.copies[ref]; cp.kind == copyDone && cp.dev == dev {
+				p.open++
+				c.enqueue(ref)
+			}
+		}
+	}
+}
+
+// breakDevice stops trusting a device's copies. Nothing completes without it
+// until the metadata manager has taken it out of the in-sync sets (rule 16).
+func (c *Core) breakDevice(dev int32, why string) {
+	d := &c.devs[dev]
+	if d.broken != "" {
+		return
+	}
+	d.broken = why
+	c.closeLinks(dev, why)
+	c.rerouteReads(dev)
+	c.emit(Effect{Kind: DropReplica, Device: d.id, Text: why})
+}
+
+// Dropped is the metadata manager's answer to DropReplica. last names the groups
+// of the volume in which the device is the only in-sync copy: then acked writes
+// are lost, and the volume must fail rather than carry on.
+func (c *Core) Dropped(now int64, id cluster.DeviceID, last []cluster.PGID) {
+	c.now = now
+	dev, known := c.devIndex[id]
+	if !known || len(last) == 0 {
+		return
+	}
+	d := &c.devs[dev]
+	c.lose(fmt.Errorf("volume %s: device %d of server %s (%s) held the last in-sync copy of %d "+
+		"placement groups, and %s; detach, check the file system, attach again: %w",
+		c.cfg.Volume.Name, d.id, d.server, d.addr, len(last), d.broken, ErrBroken))
+}
