@@ -33,7 +33,7 @@ var rules = []rule{
 	{"server/...", []string{"cluster", "transport/...", "server/...", "mdm/client"}},
 	{"mdm/client/...", []string{"cluster", "mdm/client/...", "mdm/pb/..."}},
 	{"mdm/pb/...", []string{"cluster", "mdm/pb/..."}},
-	{"mdm/...", []string{"cluster", "mdm/..."}},
+	{"mdm/...", []string{"cluster/...", "mdm/..."}},
 	{"transport/...", []string{"transport/..."}},
 	{"cluster", nil},
 	{"cluster/...", []string{"cluster", "cluster/..."}},
@@ -43,8 +43,7 @@ var rules = []rule{
 }
 
 // testsOnly are packages that no package but a test, or one of these, imports.
-var testsOnly = []string{"internal/...", "transport/bio/biotest", "transport/bio/memdev",
-	"perf/...", "scripts/..."}
+var testsOnly = []string{"internal/...", "transport/bio/biotest", "perf/...", "scripts/..."}
 
 // fits reports whether the pattern names the package.
 func fits(pattern, path string) bool {
