@@ -40,15 +40,16 @@ type device struct {
 	broken  error          // why it could not be started; guarded by Server.mu
 	engine  loop.Engine
 	log     *slog.Logger
+	touch   func([]byte)
 	changed func()        // tells the registrar that there is news; never blocks
 	onEnd   func(*device) // after a failure
-	traffic *transport.Counters
 
 	loop        *loop.Loop
 	pool        *buf.Pool
 	blocking    *blockingDisk // where the backing has no file descriptor
 	incarnation atomic.Uint64
 	dead        atomic.Bool // failed for good
+	live        atomic.Bool // started
 	stats       deviceStats
 
 	// mu guards report. It is a leaf, held for copies only.
@@ -82,7 +83,7 @@ type device struct {
 // newDevice describes an opened disk that is not serving yet.
 func newDevice(path string, backing disk.Backing, id store.Identity, engine loop.Engine, log *slog.Logger) *device {
 	d := &device{path: path, backing: backing, id: id, engine: engine,
-		log: log.With("device", path, "uuid", id.Device.String()), traffic: &transport.Counters{}}
+		log: log.With("device", path, "uuid", id.Device.String())}
 	d.report = client.DeviceReport{UUID: id.Device, Path: path, Size: uint64(id.Capacity),
 		StartCounter: id.Starts}
 	return d
@@ -103,6 +104,7 @@ func (d *device) start(cfg store.Config) error {
 	if err != nil {
 		return fmt.Errorf("device %s: %w", d.path, err)
 	}
+	touchAll(pool, d.touch)
 	l, err := loop.New(loop.Options{Engine: d.engine, Name: d.path})
 	if err != nil {
 		return errors.Join(fmt.Errorf("device %s: %w", d.path, err), pool.Close())
@@ -123,8 +125,28 @@ func (d *device) start(cfg store.Config) error {
 		d.schedule()
 	})
 	d.loop = l
+	d.live.Store(true)
 	l.Start()
 	return nil
+}
+
+// touchAll calls touch for each buffer of a fresh pool.
+func touchAll(pool *buf.Pool, touch func([]byte)) {
+	if touch == nil {
+		return
+	}
+	var taken []*buf.Buf
+	for _, c := range payloadConsumers() {
+		for range c.Count {
+			if b := pool.Get(c.Size); b != nil {
+				touch(b.B)
+				taken = append(taken, b)
+			}
+		}
+	}
+	for _, b := range taken {
+		pool.Release(b)
+	}
 }
 
 // serving says whether data requests are admitted.

@@ -40,9 +40,9 @@ const (
 	lastReplies  = time.Second
 	leaveTimeout = 2 * time.Second
 	helloTimeout = 5 * time.Second
-	// closeTimeout bounds a clean stop after which the device is left unclean,
+	// CloseTimeout bounds a clean stop after which the device is left unclean,
 	// which costs a recovery at the next start and no data.
-	closeTimeout = 20 * time.Second
+	CloseTimeout = 20 * time.Second
 )
 
 // payloadConsumers sizes a device's pool: 36 MiB. A request takes the smallest

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strconv"
 	"sync"
 	"time"
 
@@ -27,6 +28,7 @@ type Config struct {
 	Advertise string // HOST:PORT that others reach it by; empty: the listener's address
 	Engine    loop.Engine
 	Store     store.Config
+	Touch     func([]byte) // called for each payload buffer at the start, to have its memory; may be nil
 	Log       *slog.Logger
 }
 
@@ -43,6 +45,7 @@ type Server struct {
 	ln      net.Listener
 	accept  transport.Listener
 	devices []*device
+	traffic transport.Counters // of all connections
 	reg     *registrar
 	stop    context.CancelFunc // of the registrar's goroutines
 	tasks   sync.WaitGroup
@@ -73,6 +76,7 @@ func Start(cfg Config, ln net.Listener, disks []Disk, manager Manager) (*Server,
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
+	s.accept.Counters = &s.traffic
 	s.log.Info("listening", "addr", ln.Addr().String(), "advertise", s.cfg.Advertise,
 		"name", s.cfg.Name, "fault-set", s.cfg.FaultSet)
 	s.tasks.Go(func() {
@@ -92,15 +96,19 @@ func Start(cfg Config, ln net.Listener, disks []Disk, manager Manager) (*Server,
 // name fills in what the configuration left open.
 func (s *Server) name() {
 	addr := s.ln.Addr().String()
+	here := addr
+	tcp, isTCP := s.ln.Addr().(*net.TCPAddr)
+	if host, err := os.Hostname(); err == nil && isTCP {
+		here = net.JoinHostPort(host, strconv.Itoa(tcp.Port))
+	}
 	if s.cfg.Advertise == "" {
 		s.cfg.Advertise = addr
+		if isTCP && tcp.IP.IsUnspecified() {
+			s.cfg.Advertise = here // nobody can dial 0.0.0.0
+		}
 	}
 	if s.cfg.Name == "" {
-		s.cfg.Name = addr
-		host, err := os.Hostname()
-		if _, port, perr := net.SplitHostPort(addr); err == nil && perr == nil {
-			s.cfg.Name = net.JoinHostPort(host, port)
-		}
+		s.cfg.Name = here
 	}
 	if s.cfg.FaultSet == "" {
 		s.cfg.FaultSet = s.cfg.Name
@@ -126,21 +134,26 @@ func (s *Server) open(disks []Disk) error {
 				k.Path, id.Cluster, first.path, first.id.Cluster)
 		}
 		d := newDevice(k.Path, k.Backing, id, s.cfg.Engine, s.log)
-		d.changed = s.reg.report
+		d.changed, d.touch = s.reg.report, s.cfg.Touch
 		s.devices = append(s.devices, d)
 		s.byUUID[id.Device] = d
 	}
 	if d := s.firstClaimed(); d != nil {
 		s.cluster = d.id.Cluster
 	}
+	var errs []error
 	for _, d := range s.devices {
 		if d.id.Cluster.IsZero() {
 			s.log.Info("waiting for a cluster to join", "device", d.path, "uuid", d.id.Device.String())
 			continue
 		}
 		if err := s.startDevice(d); err != nil {
-			return err
+			d.breakDown(err)
+			errs = append(errs, err)
 		}
+	}
+	if len(errs) == len(s.devices) {
+		return errors.Join(errs...)
 	}
 	return nil
 }

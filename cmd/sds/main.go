@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"braid/cluster"
+)
+
+// Exit codes of every command.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// usageError is a wrong command line, as opposed to a command that failed.
+type usageError struct{ err error }
+
+func (e usageError) Error() string { return e.err.Error() }
+func (e usageError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error {
+	return usageError{fmt.Errorf(format, args...)}
+}
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+// run executes one command line and returns its exit code.
+func run(args []string, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.Execute()
+	var usage usageError
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"):
+		fmt.Fprintf(stderr, "sds: %v\nRun `sds --help` or `sds COMMAND --help` for how it is used.\n", err)
+		return exitUsage
+	}
+	fmt.Fprintf(stderr, "sds: %v\n", err)
+	return exitFailed
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "sds",
+		Short: "The data server of Braid: gives disks to the cluster",
+		Long: `sds gives the disks of this machine to a Braid cluster.
+
+A disk is formatted once; then one sds process per machine serves all of them:
+
+  sds format /dev/sdb
+  sds serve --mdm 10.0.0.1:7400 --listen 10.0.0.2:7420 --insecure --device /dev/sdb
+
+Data that a client has flushed is on the disk, and is there again after the
+process or the machine was killed. When a disk fails only that disk goes out of
+service. The metadata manager (mdm) may be away: what is served goes on.`,
+		Version:       cluster.Version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return cmd.Help()
+		},
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.AddCommand(newServe(), newFormat(), newInspect(), newCheck())
+	return root
+}
+
+// onePath is the argument check of the commands that work on one device.
+func onePath(cmd *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return usagef("%s takes one PATH, a block device or a file; got %d arguments",
+			cmd.CommandPath(), len(args))
+	}
+	return nil
+}

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"braid/server/store"
+	"braid/transport"
+)
+
+// Collector exposes the server's counters. It reads what loops publish and
+// never waits for one.
+func (s *Server) Collector() prometheus.Collector { return &collector{server: s} }
+
+type collector struct{ server *Server }
+
+// metric is one series of a device, by the store's own counters.
+type metric struct {
+	name, help string
+	kind       prometheus.ValueType
+	value      func(*store.Stats) uint64
+}
+
+func storeMetrics() []metric {
+	const c, g = prometheus.CounterValue, prometheus.GaugeValue
+	return []metric{
+		{"reads_total", "Read requests.", c, func(s *store.Stats) uint64 { return s.Reads }},
+		{"writes_total", "Write requests.", c, func(s *store.Stats) uint64 { return s.Writes }},
+		{"trims_total", "Trim and zero requests.", c, func(s *store.Stats) uint64 { return s.Trims }},
+		{"flushes_total", "Flush requests.", c, func(s *store.Stats) uint64 { return s.Flushes }},
+		{"device_flushes_total", "Cache flushes of the disk.", c, func(s *store.Stats) uint64 { return s.DeviceFlushes }},
+		{"log_pages_total", "Pages written to the log ring.", c, func(s *store.Stats) uint64 { return s.LogPages }},
+		{"fold_pages_total", "Checksum pages written.", c, func(s *store.Stats) uint64 { return s.FoldPages }},
+		{"rot_blocks_total", "Blocks that did not match their checksum.", c, func(s *store.Stats) uint64 { return s.Rot }},
+		{"store_errors_total", "Requests that the store failed.", c, func(s *store.Stats) uint64 { return s.Errors }},
+		{"chunks", "Chunks stored.", g, func(s *store.Stats) uint64 { return s.Chunks }},
+		{"chunks_free", "Chunks that fit in yet.", g, func(s *store.Stats) uint64 { return s.ChunksFree }},
+		{"activity_log_entries", "Regions in the activity log.", g, func(s *store.Stats) uint64 { return s.AL }},
+	}
+}
+
+// Describe sends nothing: the series depend on the devices.
+func (c *collector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect sends each device's series.
+func (c *collector) Collect(out chan<- prometheus.Metric) {
+	for _, d := range c.server.devices {
+		d.collect(out)
+	}
+	send := sender(out, nil)
+	tr := c.server.traffic.Read()
+	send(prometheus.CounterValue, "received_bytes_total", "Bytes received.", float64(tr.BytesIn))
+	send(prometheus.CounterValue, "sent_bytes_total", "Bytes sent.", float64(tr.BytesOut))
+	for i, n := range tr.Closed {
+		if n > 0 {
+			send(prometheus.CounterValue, "connections_closed_total", "Connections that ended, by reason.", float64(n),
+				"reason", transport.Reason(i).String())
+		}
+	}
+}
+
+// sendFunc sends one value; more are pairs of label and value.
+type sendFunc func(kind prometheus.ValueType, name, help string, v float64, more ...string)
+
+func sender(out chan<- prometheus.Metric, labels prometheus.Labels) sendFunc {
+	return func(kind prometheus.ValueType, name, help string, v float64, more ...string) {
+		keys, values := []string{}, []string{}
+		for i := 0; i+1 < len(more); i += 2 {
+			keys, values = append(keys, more[i]), append(values, more[i+1])
+		}
+		desc := prometheus.NewDesc("braid_sds_"+name, help, keys, labels)
+		out <- prometheus.MustNewConstMetric(desc, kind, v, values...)
+	}
+}
+
+func (d *device) collect(out chan<- prometheus.Metric) {
+	send := sender(out, prometheus.Labels{"device": d.path, "uuid": d.id.Device.String()})
+	up := 0.0
+	if report := d.currentReport(); report.Failed == "" {
+		up = 1
+	}
+	send(prometheus.GaugeValue, "device_up", "1 while the device is in service.", up)
+	if !d.live.Load() {
+		return
+	}
+	st := &d.stats
+	send(prometheus.CounterValue, "frames_total", "Requests received.", float64(st.frames.Load()))
+	send(prometheus.CounterValue, "disk_operations_total", "Operations given to the disk.", float64(st.diskOps.Load()))
+	send(prometheus.CounterValue, "disk_errors_total", "Operations that the disk failed.", float64(st.diskErrors.Load()))
+	send(prometheus.CounterValue, "pauses_total", "Times a connection waited for memory.", float64(st.pauses.Load()))
+	send(prometheus.GaugeValue, "connections", "Open connections.", float64(st.conns.Load()))
+	send(prometheus.GaugeValue, "pressure", "Pressure of the activity log, 0 to 1000.", float64(st.pressure.Load()))
+	send(prometheus.GaugeValue, "buffers_out", "Payload buffers in use.", float64(d.pool.Outstanding()))
+	for i := range st.refusals {
+		if n := st.refusals[i].Load(); n > 0 {
+			send(prometheus.CounterValue, "refusals_total", "Replies other than OK.", float64(n),
+				"status", strconv.Itoa(i))
+		}
+	}
+	if s := st.store.Load(); s != nil {
+		for _, m := range storeMetrics() {
+			send(m.kind, m.name, m.help, float64(m.value(s)))
+		}
+	}
+	ls := d.loop.Stats()
+	send(prometheus.CounterValue, "loop_enters_total", "System calls of the loop that submit and wait.", float64(ls.Enters))
+	send(prometheus.CounterValue, "loop_operations_total", "Operations that the loop completed.", float64(ls.Ops))
+	send(prometheus.CounterValue, "loop_ring_operations_total", "Of these, by io_uring.", float64(ls.RingOps))
+}
