@@ -29,8 +29,8 @@ func TestNbdinfoSeesEveryAbility(t *testing.T) {
 		t.Fatalf("nbdinfo says %s", out)
 	}
 	for name, want := range map[string]any{
-		"export-size": float64(300 << 20), "block_minimum": float64(1),
-		"block_preferred": float64(4096), "can_flush": true, "can_fua": true, "can_trim": true,
+		"export-size": float64(300 << 20), "block_size_minimum": float64(1),
+		"block_size_preferred": float64(4096), "can_flush": true, "can_fua": true, "can_trim": true,
 		"can_zero": true, "can_fast_zero": true, "can_cache": true, "can_df": true,
 		"can_multi_conn": true, "is_read_only": false,
 	} {
