@@ -107,9 +107,10 @@ type Core struct {
 	flush    flushState
 
 	effects  []Effect
-	deadline int64 // 0: none
-	readsOut int   // read frames in flight
-	active   int   // slots in use
+	spare    []Effect // the other half of a pair, see Effects
+	deadline int64    // 0: none
+	readsOut int      // read frames in flight
+	active   int      // slots in use
 	lost     error
 	stats    Stats
 }
@@ -145,6 +146,7 @@ func New(cfg Config) (*Core, error) {
 		delayed:  emptyList, orphans: emptyList,
 		interval: 1,
 		effects:  make([]Effect, 0, 4*cfg.Requests),
+		spare:    make([]Effect, 0, 4*cfg.Requests),
 	}
 	c.makeTables()
 	return c, nil
@@ -184,10 +186,11 @@ func descending(n int) []int32 {
 }
 
 // Effects returns what is to be done, in order, and forgets it. The slice is
-// valid until the next call of any method that takes input.
+// valid until the next call of Effects: input that comes while it is carried out
+// (a completed request's owner submits the next one) adds to the other one.
 func (c *Core) Effects() []Effect {
 	e := c.effects
-	c.effects = c.effects[:0]
+	c.effects, c.spare = c.spare[:0], e
 	return e
 }
 

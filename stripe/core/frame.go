@@ -196,3 +196,6 @@ func (c *Core) lookup(l int32, id uint64) int32 {
 	}
 	return int32(fi)
 }
+
+// Frames is the size of the frame table: Send effects count from 0 below it.
+func (c *Core) Frames() int { return len(c.frames) }

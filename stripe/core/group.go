@@ -217,10 +217,10 @@ func (c *Core) Adopted() uint64 {
 }
 
 // Wanted calls out each device that the volume needs connections to.
-func (c *Core) Wanted(do func(id cluster.DeviceID, addr string, links int, broken bool)) {
+func (c *Core) Wanted(do func(id cluster.DeviceID, broken bool)) {
 	for i := range c.devs {
 		if d := &c.devs[i]; d.inSync {
-			do(d.id, d.addr, len(d.open), d.broken != "")
+			do(d.id, d.broken != "")
 		}
 	}
 }

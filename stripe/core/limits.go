@@ -22,6 +22,9 @@ const (
 
 	// A request's two edge blocks, read before an unaligned write is merged.
 	bounceSize = 2 * cluster.BlockSize
+	// localBonus is how many frames in flight a local replica is worth.
+	localBonus = 1 << 20
+
 	// What the sums of one request take: its blocks and one more when unaligned.
 	sumsSize = (MaxRequest/cluster.BlockSize + 1) * 8
 	// bitmapSize is the payload of a status reply, bytes.

@@ -335,7 +335,7 @@ func (c *Core) chooseReplica(pi, ref int32) (best int32, left bool) {
 		}
 		load := c.devs[d].inFlight
 		if c.devs[d].local {
-			load = -1
+			load -= localBonus
 		}
 		if best == none || load < bestLoad {
 			best, bestLoad = d, load

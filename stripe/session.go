@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package stripe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"braid/cluster"
+	"braid/mdm/client"
+	"braid/stripe/core"
+)
+
+// rpcPause is how long a failed call to the metadata manager waits for the next.
+const rpcPause = time.Second
+
+// watch follows the map for as long as the volume lives.
+func (v *Volume) watch() {
+	ids := []cluster.VolumeID{v.volume.ID}
+	for {
+		// It returns when it is refused for good; a manager restored from a backup
+		// may think otherwise later, and until then the last map is good.
+		_ = v.cfg.Mdm.WatchMap(v.ctx, ids, func(m *cluster.Map) {
+			v.loop.Post(func() { v.adopt(m) })
+		})
+		if !sleep(v.ctx, rpcPause) {
+			return
+		}
+	}
+}
+
+// renew keeps the session's lease. A manager that cannot be reached changes
+// nothing: only its word that the session is somebody else's does.
+func (v *Volume) renew() {
+	for sleep(v.ctx, v.lease/3) {
+		state := client.SessionState{Volume: v.volume.ID, Generation: v.gen}
+		v.loop.Call(func() { state.AdoptedVersion = v.core.Adopted() })
+		lost, err := v.cfg.Mdm.RenewSession(v.ctx, v.client, []client.SessionState{state})
+		if err != nil || !slices.Contains(lost, v.volume.ID) {
+			continue
+		}
+		by := v.holder()
+		v.loop.Call(func() {
+			v.core.Fenced(v.loop.Now(), by)
+			v.drain()
+		})
+		return
+	}
+}
+
+// holder asks who has the volume, for the error text.
+func (v *Volume) holder() string {
+	c, ok := v.cfg.Mdm.(*client.Client)
+	if !ok {
+		return "the metadata manager ended the session"
+	}
+	ctx, cancel := context.WithTimeout(v.ctx, rpcPause)
+	defer cancel()
+	volumes, err := c.ListVolumes(ctx)
+	if err != nil {
+		return "the metadata manager ended the session and does not say for whom"
+	}
+	for _, l := range volumes {
+		if l.GetName() == v.volume.Name && l.GetAttachedBy() != "" {
+			return fmt.Sprintf("by %s since %s", l.GetAttachedBy(), l.GetAttachedSince())
+		}
+	}
+	return "the metadata manager ended the session"
+}
+
+// dropReplica reports a device whose copies are broken, until it is heard.
+func (v *Volume) dropReplica(dev cluster.DeviceID, why string) {
+	v.work.Go(func() {
+		for {
+			_, last, err := v.cfg.Mdm.DropReplica(v.ctx, client.DropRequest{Volume: v.volume.ID,
+				Generation: v.gen, Device: dev, Reason: why})
+			if err == nil {
+				v.loop.Post(func() {
+					v.core.Dropped(v.loop.Now(), dev, last)
+					v.drain()
+				})
+				return
+			}
+			if !sleep(v.ctx, rpcPause) {
+				return
+			}
+		}
+	})
+}
+
+// lost tells the owner, and who holds the volume now where that is why.
+func (v *Volume) lost(err error) {
+	v.ended = true
+	if v.cfg.Lost == nil || v.closing {
+		return
+	}
+	if !errors.Is(err, core.ErrFenced) {
+		v.loop.Post(func() { v.cfg.Lost(err) })
+		return
+	}
+	v.work.Go(func() {
+		by := v.holder()
+		v.loop.Post(func() { v.cfg.Lost(fmt.Errorf("%w (%s)", err, by)) })
+	})
+}
+
+// Wait is one reason for which requests wait.
+type Wait struct {
+	Device   cluster.DeviceID // 0: not one device
+	Server   string
+	Addr     string
+	Why      string
+	Requests int
+	Since    time.Time // of the oldest
+}
+
+// waitPatience is how long a request may take before it counts as waiting.
+const waitPatience = time.Second
+
+// Waiting tells what requests wait for, for `sdc why`. Requests that have been
+// under way for less than a second are not listed. It is for any goroutine but
+// the loop's.
+func (v *Volume) Waiting() (list []Wait) {
+	v.loop.Call(func() {
+		now, clock := v.loop.Now(), time.Now()
+		for _, w := range v.core.Waiting(now, int64(waitPatience)) {
+			if p := v.peers[peerKey{w.Device, 0}]; p != nil && p.state != peerUp {
+				w.Why = p.why(w.Why)
+			}
+			list = append(list, Wait{Device: w.Device, Server: w.Server, Addr: w.Addr, Why: w.Why,
+				Requests: w.Requests, Since: clock.Add(time.Duration(w.Since - now))})
+		}
+	})
+	return list
+}
+
+func (p *peer) why(plain string) string {
+	switch {
+	case p.state == peerOpening:
+		return "connected; the server has not opened the session yet"
+	case p.lastErr != nil:
+		return fmt.Sprintf("%s: %v", plain, p.lastErr)
+	}
+	return plain
+}
