@@ -26,6 +26,10 @@ type conn struct {
 	next     *conn // in that queue
 }
 
+// link numbers a client's parallel connections to this device, so that a new
+// one replaces its predecessor and no other.
+func (c *conn) link() uint8 { return c.tc.Remote.Flags & linkMask }
+
 // Opened is the first call for a connection.
 func (c *conn) Opened(tc *transport.Conn) {
 	c.tc = tc

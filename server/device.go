@@ -57,17 +57,18 @@ type device struct {
 	report client.DeviceReport
 
 	// The rest is the loop's.
-	core     *store.Core
-	state    deviceState
-	slots    *slotTable
-	sessions *sessionTable
-	conns    map[*conn]struct{}
-	view     *view
-	dropped  map[cluster.VolumeID]bool // deleted volumes; true: nothing is left of them
-	watch    loop.Timer
-	idle     loop.Timer
-	lastOps  uint64 // diskOps at the last idle tick
-	hung     string
+	core      *store.Core
+	state     deviceState
+	slots     *slotTable
+	sessions  *sessionTable
+	conns     map[*conn]struct{}
+	view      *view
+	dropped   map[cluster.VolumeID]bool // deleted volumes; true: nothing is left of them
+	watch     loop.Timer
+	idle      loop.Timer
+	lastOps   uint64 // diskOps at the last idle tick
+	hung      string
+	hungAfter time.Duration // hungAfter of limits.go, but in tests
 
 	queued            bool // RunDeferred is due
 	failing           bool
@@ -83,7 +84,7 @@ type device struct {
 // newDevice describes an opened disk that is not serving yet.
 func newDevice(path string, backing disk.Backing, id store.Identity, engine loop.Engine, log *slog.Logger) *device {
 	d := &device{path: path, backing: backing, id: id, engine: engine,
-		log: log.With("device", path, "uuid", id.Device.String())}
+		hungAfter: hungAfter, log: log.With("device", path, "uuid", id.Device.String())}
 	d.report = client.DeviceReport{UUID: id.Device, Path: path, Size: uint64(id.Capacity),
 		StartCounter: id.Starts}
 	return d
@@ -272,7 +273,7 @@ func (d *device) dropVolumes(m *cluster.Map) {
 			continue
 		}
 		d.dropped[id] = false
-		d.sessions.fence(id, ^cluster.Generation(0), false)
+		d.sessions.fence(id, ^cluster.Generation(0), nil)
 		d.own(store.Request{Op: store.OpDrop, Volume: id}, func(status transport.Status) {
 			if status != transport.StatusOK {
 				delete(d.dropped, id) // with the next map
@@ -330,7 +331,7 @@ func (d *device) onWatch(t *loop.Timer) {
 	now := d.loop.Now()
 	was := d.hung
 	d.hung = ""
-	if o := d.oldest; o != nil && now-o.since > int64(hungAfter) {
+	if o := d.oldest; o != nil && now-o.since > int64(d.hungAfter) {
 		d.hung = fmt.Sprintf("hung: a %s at %d has not ended for %v", ioName(o.io.Kind), o.io.Off,
 			time.Duration(now-o.since).Truncate(time.Second))
 	}

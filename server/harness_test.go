@@ -251,6 +251,16 @@ func (r *rig) stop() {
 	}
 }
 
+// stopDirty is stop where a device has failed, which Close tells.
+func (r *rig) stopDirty() {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := r.srv.Close(ctx); err == nil {
+		r.t.Error("Close says nothing of the device that is not clean")
+	}
+}
+
 // kill ends the server without any of what a clean stop does.
 func (r *rig) kill() {
 	r.t.Helper()
@@ -323,13 +333,19 @@ func (p *peer) Closed(_ *transport.Conn, err error) { p.ended <- err }
 // dial connects to the i-th device, waiting until it has joined the cluster.
 func (r *rig) dial(i int) *peer {
 	r.t.Helper()
+	return r.dialLink(i, 0)
+}
+
+// dialLink is dial for one of several connections of a client.
+func (r *rig) dialLink(i int, link uint8) *peer {
+	r.t.Helper()
 	l, err := loop.New(loop.Options{Engine: r.engine, Name: "client"})
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	l.Start()
 	p := &peer{t: r.t, loop: l, replies: make(chan reply, 1<<14), ended: make(chan error, 1)}
-	hello := transport.Hello{Cluster: r.manager.cluster, Device: r.uuids[i], Role: transport.Client}
+	hello := transport.Hello{Cluster: r.manager.cluster, Device: r.uuids[i], Role: transport.Client, Flags: link}
 	_, _ = rand.Read(hello.Client[:])
 	eventually(r.t, "dial", func() bool {
 		p.conn, _, err = transport.Dial(r.t.Context(), l, r.srv.Addr().String(), hello,

@@ -19,6 +19,7 @@ const (
 	maxRequestsPerConn = 512
 	maxSessions        = 1024                       // volume sessions of all connections
 	maxControlSize     = 64                         // payload of open and fence requests, bytes
+	linkMask           = 0x0f                       // the part of Hello.Flags that numbers a client's connections
 	bitmapSize         = cluster.BlocksPerChunk / 8 // bytes
 )
 

@@ -15,6 +15,7 @@ type session struct {
 	volume   cluster.VolumeID
 	gen      cluster.Generation
 	conn     *conn
+	link     uint8 // which of the client's connections to this device
 	readOnly bool
 	fenced   bool // a newer generation, or the same client anew, has taken over
 	reuse    uint32
@@ -64,6 +65,7 @@ func (t *sessionTable) add(c *conn, r transport.OpenRequest) *session {
 		s.reuse = 1 // a handle is never 0
 	}
 	*s = session{handle: s.reuse<<sessionIndexBits | i, reuse: s.reuse, conn: c,
+		link:   c.link(),
 		volume: cluster.VolumeID(r.Volume), gen: cluster.Generation(r.Generation), readOnly: r.ReadOnly}
 	t.open++
 	return s
@@ -84,19 +86,20 @@ func (t *sessionTable) removeConn(c *conn) {
 	}
 }
 
-// fence stops the sessions of a volume that a new generation ends. A session of
-// the same generation is ended by open only: a client that opens anew has given
-// up its old connection, whose late frames must not be served after the new
-// one's (rule 14). It is answered with StatusNoSession, as its client may well
+// fence stops the sessions of a volume that a new generation ends. opener, where
+// not nil, is the connection that opens the volume; it also ends the session of
+// the same generation and link: a client that opens anew has given up its old
+// connection, whose late frames must not be served after the new one's (rule
+// 14). Such a session is answered with StatusNoSession, as its client may well
 // read that reply; only a newer generation tells it that the volume is lost.
-func (t *sessionTable) fence(volume cluster.VolumeID, gen cluster.Generation, opens bool) {
+func (t *sessionTable) fence(volume cluster.VolumeID, gen cluster.Generation, opener *conn) {
 	for i := range t.entries {
 		s := &t.entries[i]
 		switch {
 		case s.handle == 0 || s.volume != volume:
 		case s.gen < gen:
 			s.fenced = true
-		case s.gen == gen && opens:
+		case s.gen == gen && opener != nil && s.link == opener.link():
 			t.remove(s)
 		}
 	}
@@ -124,7 +127,11 @@ func (d *device) control(s *slot) {
 		d.reply(s, status)
 		return
 	}
-	d.sessions.fence(volume, gen, s.head.Op == transport.OpOpen)
+	var opener *conn
+	if s.head.Op == transport.OpOpen {
+		opener = s.conn
+	}
+	d.sessions.fence(volume, gen, opener)
 	s.open = open
 	s.req = store.Request{Op: store.OpFence, Ctx: s, Volume: volume, Gen: gen}
 	d.submit(s)
@@ -163,7 +170,7 @@ func (d *device) fenced(s *slot) {
 		d.reply(s, transport.StatusFenced)
 		return
 	}
-	d.sessions.fence(cluster.VolumeID(s.open.Volume), cluster.Generation(s.open.Generation), true)
+	d.sessions.fence(cluster.VolumeID(s.open.Volume), cluster.Generation(s.open.Generation), s.conn)
 	sess := d.sessions.add(s.conn, s.open)
 	if sess == nil {
 		d.reply(s, transport.StatusRetry)
