@@ -15,7 +15,7 @@ import (
 // purePackages hold the rules of replication, recovery and placement as state
 // machines that can be replayed: method calls in, effects out.
 var purePackages = []string{"cluster", "cluster/placement", "server/store",
-	"stripe/core", "stripe/layout", "stripe/rangelock"}
+	"stripe/core", "stripe/layout", "stripe/rangelock", "mdm/state"}
 
 // impureImports would let the world in.
 var impureImports = []string{"net", "net/http", "os", "os/exec", "os/signal", "syscall", "log",
