@@ -164,14 +164,14 @@ func (d *deferredConn) RunDeferred() {
 		c.in.frames = 0
 	}
 	c.deferred = false
+	if c.state != open {
+		c.finish()
+		return
+	}
 	if c.in.ready {
 		c.runLater() // resumed by a handler that then had no memory after all
 	}
-	if c.state == open {
-		c.flush()
-		return
-	}
-	c.finish()
+	c.flush()
 }
 
 // fail ends the connection for a socket error.

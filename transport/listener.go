@@ -67,7 +67,7 @@ func (s *Listener) Serve(ln net.Listener, accept Accept) error {
 		if !s.begin(nc) {
 			<-slots
 			_ = nc.Close()
-			return nil
+			continue // ended, most likely: the next round sees it
 		}
 		go func() {
 			defer func() { <-slots }()
@@ -134,14 +134,12 @@ func (s *Listener) begin(nc net.Conn) bool {
 		limit = DefaultHandshake
 	}
 	// Under mu, so that it cannot undo the deadline that Close sets.
-	return nc.SetDeadline(time.Now().Add(limit)) == nil || s.abandon(nc)
-}
-
-// abandon undoes begin; mu is held.
-func (s *Listener) abandon(nc net.Conn) bool {
-	delete(s.greets, nc)
-	s.wg.Done()
-	return false
+	if nc.SetDeadline(time.Now().Add(limit)) != nil {
+		delete(s.greets, nc)
+		s.wg.Done()
+		return false
+	}
+	return true
 }
 
 func (s *Listener) pause() {
@@ -204,7 +202,12 @@ func (s *Listener) welcome(nc net.Conn, hello Hello, l *loop.Loop, h Handler, re
 	if s.Counters != nil {
 		s.Counters.closed[ReasonHello].Add(1)
 	}
-	l.Call(func() { h.Closed(nil, &OpError{Op: "handshake with", Addr: addr, Err: err}) })
+	err = &OpError{Op: "handshake with", Addr: addr, Err: err}
+	l.Call(func() {
+		c := &Conn{Remote: hello, Reply: reply, Addr: addr, loop: l, fd: -1, handler: h,
+			counters: new(Counters), state: closed, err: err}
+		h.Closed(c, err)
+	})
 }
 
 func readHello(nc net.Conn) (h Hello, err error) {
