@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"braid/nbd"
+	"braid/nbd/kernel"
+	"braid/stripe"
+	"braid/transport/loop"
+)
+
+// Limits of the end of an attachment; with those of the kernel's side they stay
+// under ten seconds.
+const (
+	quickDetach  = time.Second     // volume's flush, when the kernel's already failed
+	volumeDetach = 3 * time.Second // volume's flush
+	abandonTime  = 2 * time.Second // for requests that were given up to come back
+	resizePoll   = 200 * time.Millisecond
+	stuckAge     = time.Second // an older request counts as stuck
+)
+
+// attachment is one volume on one kernel device.
+type attachment struct {
+	log    *slog.Logger
+	host   *Host
+	index  int
+	path   string
+	since  time.Time
+	loop   *loop.Loop
+	volume Volume
+	port   *nbd.Port
+	device *kernel.Device
+	ro     bool
+	ended  chan struct{} // closed when it is gone
+
+	// mu guards state and what follows.
+	mu     sync.Mutex
+	state  State
+	reason string
+	size   uint64 // the volume's
+	told   uint64 // the kernel's
+	sizing bool
+}
+
+// open attaches the volume and then the device. On failure nothing is left.
+func (a *attachment) open(ctx context.Context, opener Opener, r AttachRequest, gone func(error)) error {
+	a.loop = a.host.Take()
+	var err error
+	a.volume, err = opener.Open(ctx, OpenRequest{
+		Volume: r.Volume, Force: r.Force, ReadOnly: r.ReadOnly, Loop: a.loop, Pool: a.host.Pool,
+		Resized: a.resized, Lost: a.lost,
+	})
+	if err != nil {
+		a.host.Give(a.loop)
+		return err
+	}
+	a.port = nbd.NewPort(a.loop, a.host.Arena, a.volume)
+	a.loop.Call(func() {
+		a.mu.Lock()
+		a.size = a.volume.Size()
+		a.told = a.size
+		a.mu.Unlock()
+	})
+	a.device, err = kernel.Attach(ctx, a.port, kernel.Options{
+		Device: r.Device, Volume: a.volume.Name(), Connections: r.Connections, Timeout: r.Timeout,
+		DeadTimeout: r.DeadTimeout, ReadOnly: r.ReadOnly, Ioctl: r.Ioctl,
+		Report: func(text string) { a.log.Warn(text) },
+		Gone:   gone,
+	})
+	if err != nil {
+		_, closeErr := a.closeVolume(volumeDetach)
+		return errors.Join(err, closeErr)
+	}
+	a.set(StateAttached, "")
+	return nil
+}
+
+// close detaches the device and the volume. The warning tells what was lost.
+func (a *attachment) close(force bool) (warning string, err error) {
+	unflushed, err := a.device.Detach(force)
+	if errors.Is(err, kernel.ErrInUse) {
+		return "", err
+	}
+	limit := volumeDetach
+	if unflushed != nil {
+		limit = quickDetach
+	}
+	volumeErr, closeErr := a.closeVolume(limit)
+	if lost := errors.Join(unflushed, volumeErr); lost != nil {
+		warning = "what was written last may be lost: " + lost.Error()
+	}
+	return warning, errors.Join(err, closeErr)
+}
+
+// closeVolume detaches the volume; unflushed says why its flush failed.
+func (a *attachment) closeVolume(limit time.Duration) (unflushed, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	if unflushed = a.volume.Detach(ctx); unflushed != nil {
+		unflushed = fmt.Errorf("detach volume %s: %w", a.volume.Name(), unflushed)
+	}
+	drained := make(chan struct{})
+	a.loop.Call(func() { a.port.Drain(func() { close(drained) }) })
+	timer := time.NewTimer(abandonTime)
+	defer timer.Stop()
+	select {
+	case <-drained:
+		a.loop.Call(a.port.Close)
+		a.host.Give(a.loop)
+	case <-timer.C:
+		// Their slots and buffers are lost to this process, but the detach ends.
+		err = fmt.Errorf("requests of volume %s do not come back", a.volume.Name())
+		a.log.Error("requests were given up and did not come back", "volume", a.volume.Name())
+	}
+	return unflushed, err
+}
+
+func (a *attachment) set(state State, reason string) {
+	a.mu.Lock()
+	a.state, a.reason = state, reason
+	a.mu.Unlock()
+}
+
+// lost runs on the loop when the volume can serve no longer.
+func (a *attachment) lost(reason error) {
+	a.mu.Lock()
+	a.state, a.reason = StateFailed, reason.Error()
+	a.mu.Unlock()
+	a.log.Error("the volume can serve no longer", "device", a.path, "reason", reason)
+}
+
+// resized runs on the loop when the volume has a new size. The kernel is told from
+// a goroutine, because that can block as long as requests do.
+func (a *attachment) resized(size uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.size = size
+	if !a.sizing && a.device != nil {
+		a.sizing = true
+		go a.resize()
+	}
+}
+
+// resize tells the kernel the newest size, as soon as no request is stuck: the
+// driver would wait for it with the netlink interface locked, and then the socket
+// that the request needs could not be replaced.
+func (a *attachment) resize() {
+	tick := time.NewTicker(resizePoll)
+	defer tick.Stop()
+	for {
+		a.mu.Lock()
+		size := a.size
+		finished := size == a.told || a.state == StateDetaching || a.state == StateFailed
+		if finished {
+			a.sizing = false
+		}
+		a.mu.Unlock()
+		if finished {
+			return
+		}
+		if _, oldest := a.inFlight(); oldest < stuckAge {
+			if err := a.device.Resize(size); err != nil {
+				a.log.Error("the kernel did not take the new size", "device", a.path, "error", err)
+			} else {
+				a.log.Info("resized", "device", a.path, "size", size)
+			}
+			a.mu.Lock()
+			a.told = size
+			a.mu.Unlock()
+			continue
+		}
+		select {
+		case <-tick.C:
+		case <-a.ended:
+			return
+		}
+	}
+}
+
+func (a *attachment) inFlight() (requests int, oldest time.Duration) {
+	a.loop.Call(func() { requests, oldest = a.port.InFlight() })
+	return requests, oldest
+}
+
+// status is what list shows.
+func (a *attachment) status() Attachment {
+	a.mu.Lock()
+	s := Attachment{Device: a.path, State: a.state, Reason: a.reason, Size: a.size, ReadOnly: a.ro,
+		Since: a.since}
+	a.mu.Unlock()
+	if s.State == StateAttaching {
+		return s
+	}
+	s.Volume = a.volume.Name()
+	if a.device != nil {
+		s.Link = a.device.Link()
+		s.Reconnects = a.device.Reconnects()
+		if use := a.device.Use(); use != nil {
+			s.Use = use.Error()
+		}
+	}
+	a.loop.Call(func() {
+		n, oldest := a.port.InFlight()
+		c := a.port.Counters()
+		s.BlockSize, s.Connections, s.InFlight = a.volume.BlockSize(), a.port.Conns(), n
+		s.OldestMS = oldest.Milliseconds()
+		s.Reads, s.Writes, s.Flushes = c.Reads, c.Writes, c.Flushes
+		s.ReadBytes, s.WriteBytes, s.Errors = c.ReadBytes, c.WriteBytes, c.Errors
+	})
+	if s.State == StateAttached && time.Duration(s.OldestMS)*time.Millisecond > stuckAge {
+		s.State = StateWaiting
+	}
+	return s
+}
+
+// waits is what why shows.
+func (a *attachment) waits() []Wait {
+	var list []stripe.Wait
+	if a.volume != nil {
+		list = a.volume.Waiting()
+	}
+	out := make([]Wait, 0, len(list))
+	for _, w := range list {
+		out = append(out, Wait{Device: uint32(w.Device), Server: w.Server, Addr: w.Addr, Why: w.Why,
+			Requests: w.Requests, Since: w.Since})
+	}
+	return out
+}
