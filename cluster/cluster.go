@@ -36,6 +36,14 @@ func ParseUUID(s string) (u UUID, err error) {
 	return u, nil
 }
 
+// MarshalText and UnmarshalText give JSON the readable form.
+func (u UUID) MarshalText() ([]byte, error) { return []byte(u.String()), nil }
+
+func (u *UUID) UnmarshalText(text []byte) (err error) {
+	*u, err = ParseUUID(string(text))
+	return err
+}
+
 // IsZero reports whether u was never set.
 func (u UUID) IsZero() bool { return u == UUID{} }
 

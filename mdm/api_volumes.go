@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mdm
+
+import (
+	"context"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"braid/cluster"
+	"braid/mdm/pb"
+	"braid/mdm/state"
+)
+
+func (a *api) CreateVolume(ctx context.Context, r *connect.Request[pb.CreateVolumeRequest],
+) (*connect.Response[pb.VolumeResponse], error) {
+	q := r.Msg
+	spec := state.VolumeSpec{Name: q.Name, Size: q.Size, Replicas: int(q.Replicas),
+		StripeUnit: q.StripeUnit, StripeWidth: q.StripeWidth, BlockSize: q.BlockSize}
+	resp := &pb.VolumeResponse{}
+	err := a.change(ctx, func(st *state.State, _ *leader, now time.Time) (*state.Tx, error) {
+		tx, v, warnings, err := st.CreateVolume(spec, now)
+		if err == nil {
+			resp.Volume, resp.Warnings = volumeMessage(v, nil), warnings
+		}
+		return tx, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(resp), nil
+}
+
+func (a *api) ListVolumes(context.Context, *connect.Request[pb.ListVolumesRequest],
+) (*connect.Response[pb.ListVolumesResponse], error) {
+	resp := &pb.ListVolumesResponse{}
+	a.m.store.read(func(st *state.State) {
+		for _, v := range st.Volumes() {
+			resp.Volumes = append(resp.Volumes, volumeMessage(v, st.Session(v.ID)))
+		}
+	})
+	return connect.NewResponse(resp), nil
+}
+
+func volumeMessage(v *state.Volume, s *state.Session) *pb.Volume {
+	m := &pb.Volume{Id: uint64(v.ID), Name: v.Name, Size: v.Size, Replicas: uint32(v.Replicas),
+		StripeUnit: v.StripeUnit, StripeWidth: v.StripeWidth, BlockSize: v.BlockSize, PgSet: v.PGSet,
+		Generation: uint64(v.Generation)}
+	if s != nil {
+		m.AttachedBy = s.Host + " (" + s.Client + ")"
+		m.AttachedSince = s.Since.Format(time.RFC3339)
+	}
+	return m
+}
+
+func (a *api) ResizeVolume(ctx context.Context, r *connect.Request[pb.ResizeVolumeRequest],
+) (*connect.Response[pb.VolumeResponse], error) {
+	resp := &pb.VolumeResponse{}
+	err := a.change(ctx, func(st *state.State, _ *leader, now time.Time) (*state.Tx, error) {
+		tx, v, warnings, err := st.ResizeVolume(r.Msg.Name, r.Msg.Size, r.Msg.Shrink, now)
+		if err == nil {
+			resp.Volume, resp.Warnings = volumeMessage(v, st.Session(v.ID)), warnings
+		}
+		return tx, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(resp), nil
+}
+
+func (a *api) DeleteVolume(ctx context.Context, r *connect.Request[pb.DeleteVolumeRequest],
+) (*connect.Response[pb.DeleteVolumeResponse], error) {
+	err := a.change(ctx, func(st *state.State, _ *leader, now time.Time) (*state.Tx, error) {
+		return st.DeleteVolume(r.Msg.Name, r.Msg.Force, now)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&pb.DeleteVolumeResponse{}), nil
+}
+
+func (a *api) Attach(ctx context.Context, r *connect.Request[pb.AttachRequest],
+) (*connect.Response[pb.AttachResponse], error) {
+	q := r.Msg
+	request := state.AttachRequest{Volume: q.Volume, Client: q.Client, Host: q.Host, Request: q.Request,
+		Force: q.Force, GuestAlive: q.GuestAlive, ReadOnly: q.ReadOnly}
+	l, err := a.leader(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// A session whose lease ran out must not be in the way until the next tick.
+	if err := l.expire(ctx); err != nil {
+		return nil, a.coded(ctx, err)
+	}
+	resp := &pb.AttachResponse{LeaseMs: uint32(l.leases.sessionTerm.Milliseconds())}
+	var volume cluster.VolumeID
+	err = l.change(ctx, func(st *state.State, now time.Time) (*state.Tx, error) {
+		tx, v, session, err := st.Attach(request, l.leases.persisted, now)
+		if err != nil {
+			return nil, err
+		}
+		volume = v.ID
+		resp.Volume = volumeMessage(v, session)
+		resp.Generation, resp.Session = uint64(session.Generation), uint64(session.Generation)
+		l.leases.renewSession(v.ID, session.Generation, 0, now)
+		return tx, nil
+	})
+	if err != nil {
+		return nil, a.coded(ctx, err)
+	}
+	a.m.store.read(func(st *state.State) {
+		resp.Map = pb.FromDelta(st.Delta(0, []cluster.VolumeID{volume}))
+	})
+	return connect.NewResponse(resp), nil
+}
+
+func (a *api) Detach(ctx context.Context, r *connect.Request[pb.DetachRequest],
+) (*connect.Response[pb.DetachResponse], error) {
+	err := a.change(ctx, func(st *state.State, _ *leader, now time.Time) (*state.Tx, error) {
+		return st.Detach(r.Msg.Volume, r.Msg.Client, cluster.Generation(r.Msg.Generation), now)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&pb.DetachResponse{}), nil
+}
+
+// RenewSession never writes to etcd.
+func (a *api) RenewSession(ctx context.Context, r *connect.Request[pb.RenewSessionRequest],
+) (*connect.Response[pb.RenewSessionResponse], error) {
+	l, err := a.leader(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp := &pb.RenewSessionResponse{}
+	a.m.store.read(func(st *state.State) {
+		for _, s := range r.Msg.Sessions {
+			id, gen := cluster.VolumeID(s.Volume), cluster.Generation(s.Generation)
+			if st.Holds(id, r.Msg.Client, gen) {
+				l.leases.renewSession(id, gen, s.AdoptedVersion, l.now())
+			} else {
+				resp.Lost = append(resp.Lost, s.Volume)
+			}
+		}
+	})
+	return connect.NewResponse(resp), nil
+}

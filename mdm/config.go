@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mdm
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"braid/mdm/client"
+)
+
+// Terms and intervals.
+const (
+	defaultServerLease  = 6 * time.Second
+	defaultSessionLease = 30 * time.Second
+	tickInterval        = 500 * time.Millisecond
+	// leaderTerm is how long a dead leader is waited for, seconds. etcd grants no
+	// less than one and a half of its election timeouts (1 s).
+	leaderTerm    = 3
+	commitTimeout = 5 * time.Second
+	startTimeout  = 60 * time.Second // three members wait for each other
+	stopTimeout   = time.Second
+	rewatchAfter  = 100 * time.Millisecond
+	reloadAfter   = time.Second
+	conflictTries = 4
+)
+
+// Config says how a Member runs.
+type Config struct {
+	DataDir  string
+	Listen   string   // HOST:PORT of the API; port 0: any
+	Name     string   // of this member; unique in the cluster
+	Cluster  string   // NAME=PEER-URL,… of all members; empty: this one alone
+	Etcd     []string // URLs of an etcd that runs already; empty: embedded
+	Insecure bool     // listen on addresses that others can reach
+
+	// Advertise is the HOST:PORT that the other members name to clients; empty:
+	// where it listens.
+	Advertise string
+
+	ServerLease  time.Duration
+	SessionLease time.Duration
+	Log          *slog.Logger
+
+	now      func() time.Time // tests turn the clock
+	skipSync bool             // tests do not wait for the disk
+}
+
+func (c Config) withDefaults() (Config, error) {
+	if c.DataDir == "" {
+		return c, errors.New("no data directory: give --data-dir DIR")
+	}
+	c.Listen = cmp.Or(c.Listen, client.DefaultAddr)
+	c.ServerLease = cmp.Or(c.ServerLease, defaultServerLease)
+	c.SessionLease = cmp.Or(c.SessionLease, defaultSessionLease)
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.now == nil {
+		c.now = time.Now
+	}
+	if c.Cluster != "" && len(c.Etcd) > 0 {
+		return c, errors.New("--cluster is for the embedded etcd, --etcd for one that runs already: " +
+			"give one of them")
+	}
+	if c.Name == "" && c.Cluster != "" {
+		return c, errors.New("--cluster needs --name, which says which of its members this one is")
+	}
+	if c.Name == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return c, fmt.Errorf("find a name for this member: %w; give --name", err)
+		}
+		c.Name = host
+		if len(c.Etcd) > 0 {
+			c.Name += ":" + c.Listen // several may share a host
+		}
+	}
+	if strings.ContainsAny(c.Name, "/=, ") {
+		return c, fmt.Errorf("member name %q: it may not contain '/', '=', ',' or spaces", c.Name)
+	}
+	return c, allowListen("--listen", c.Listen, c.Insecure)
+}
+
+// allowListen refuses addresses that other hosts can reach, as long as there is
+// no mutual TLS.
+func allowListen(flag, addr string, insecure bool) error {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("%s %s: %w; write it as HOST:PORT", flag, addr, err)
+	}
+	if insecure || host == "localhost" {
+		return nil
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.IsLoopback() {
+		return nil
+	}
+	return fmt.Errorf("%s %s: anyone who reaches that address could change the cluster, there is no "+
+		"authentication yet; listen on 127.0.0.1, or accept the risk on a trusted network with --insecure",
+		flag, addr)
+}
+
+// peerURL finds this member in NAME=URL,… and checks the list.
+func (c Config) peerURL() (*url.URL, error) {
+	var own *url.URL
+	names := map[string]bool{}
+	for part := range strings.SplitSeq(c.Cluster, ",") {
+		name, text, found := strings.Cut(strings.TrimSpace(part), "=")
+		u, err := url.Parse(text)
+		if !found || name == "" || err != nil || u.Scheme != "http" || u.Port() == "" {
+			return nil, fmt.Errorf("--cluster: %q is not NAME=http://HOST:PORT", part)
+		}
+		if names[name] {
+			return nil, fmt.Errorf("--cluster: the name %s appears twice", name)
+		}
+		names[name] = true
+		if name == c.Name {
+			own = u
+		}
+	}
+	if own == nil {
+		return nil, fmt.Errorf("--cluster %s: --name %s is not in it", c.Cluster, c.Name)
+	}
+	return own, allowListen("--cluster "+c.Name+"=", own.Host, c.Insecure)
+}

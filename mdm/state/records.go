@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package state
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"braid/cluster"
+)
+
+// Where things lie in etcd. Numbers in keys are hexadecimal with leading
+// zeroes, so that keys sort as numbers do.
+const (
+	Prefix         = "/braid/"
+	ElectionPrefix = Prefix + "election"
+	identityKey    = Prefix + "cluster"
+	countersKey    = Prefix + "next"
+	memberPrefix   = Prefix + "members/"
+	serverPrefix   = Prefix + "servers/"
+	devicePrefix   = Prefix + "devices/"
+	retiredPrefix  = Prefix + "retired/"
+	volumePrefix   = Prefix + "volumes/"
+	sessionPrefix  = Prefix + "sessions/"
+	removedPrefix  = Prefix + "removed/"
+	setPrefix      = Prefix + "sets/"
+	pagePrefix     = Prefix + "pgs/"
+	eventPrefix    = Prefix + "events/"
+)
+
+func serverKey(name string) string          { return serverPrefix + name }
+func deviceKey(id cluster.DeviceID) string  { return fmt.Sprintf("%s%08x", devicePrefix, id) }
+func retiredKey(uuid cluster.UUID) string   { return retiredPrefix + uuid.String() }
+func volumeKey(id cluster.VolumeID) string  { return fmt.Sprintf("%s%016x", volumePrefix, id) }
+func sessionKey(id cluster.VolumeID) string { return fmt.Sprintf("%s%016x", sessionPrefix, id) }
+func removedKey(id cluster.VolumeID) string { return fmt.Sprintf("%s%016x", removedPrefix, id) }
+func setKey(number uint32) string           { return fmt.Sprintf("%s%03x", setPrefix, number) }
+func pageKey(set uint32, page int) string   { return fmt.Sprintf("%s%03x/%05x", pagePrefix, set, page) }
+func eventKey(seq uint64) string            { return fmt.Sprintf("%s%016x", eventPrefix, seq) }
+func memberKey(name string) string          { return memberPrefix + name }
+
+// PageSize is how many placement groups one key holds. The loss of a device
+// touches nearly every group: one key each would make transactions of thousands
+// of operations, one key for all would rewrite a large value for every change.
+const PageSize = 64
+
+// identity is the cluster as a whole.
+type identity struct {
+	UUID    cluster.UUID `json:"uuid"`
+	Layout  int          `json:"layout"` // of the keys below Prefix
+	Created time.Time    `json:"created"`
+}
+
+// layout is the version of the records below Prefix.
+const layout = 1
+
+// counters hold the numbers to give next. They never go back, so that a number
+// is never used twice.
+type counters struct {
+	Device cluster.DeviceID `json:"device"`
+	Volume cluster.VolumeID `json:"volume"`
+	Set    uint32           `json:"set"`
+}
+
+// Member is one metadata manager.
+type Member struct {
+	Name    string `json:"name"`
+	Addr    string `json:"addr"` // HOST:PORT of its API
+	Version string `json:"version"`
+}
+
+// Server is a data server.
+type Server struct {
+	Name     string    `json:"name"`
+	Addr     string    `json:"addr"`
+	FaultSet string    `json:"fault_set"`
+	Version  string    `json:"version"`
+	LeaseID  uint64    `json:"lease_id"`
+	Up       bool      `json:"up"` // its lease is alive; all of its devices go with it
+	Since    time.Time `json:"since"`
+}
+
+// Device is a disk. Address, fault set and whether it is up follow from its
+// server.
+type Device struct {
+	ID           cluster.DeviceID    `json:"id"`
+	UUID         cluster.UUID        `json:"uuid"`
+	Server       string              `json:"server"`
+	Path         string              `json:"path"`
+	Size         uint64              `json:"size"`
+	Incarnation  cluster.Incarnation `json:"incarnation"`
+	StartCounter uint64              `json:"start_counter"`
+	Failed       string              `json:"failed,omitempty"`
+	Removing     bool                `json:"removing,omitempty"`
+}
+
+// Volume is the record of a volume.
+type Volume struct {
+	ID          cluster.VolumeID   `json:"id"`
+	Name        string             `json:"name"`
+	Size        uint64             `json:"size"`
+	Replicas    int                `json:"replicas"`
+	StripeUnit  uint32             `json:"stripe_unit"`
+	StripeWidth uint32             `json:"stripe_width"`
+	BlockSize   uint32             `json:"block_size"`
+	PGSet       uint32             `json:"pg_set"`
+	Generation  cluster.Generation `json:"generation"`
+	Created     time.Time          `json:"created"`
+}
+
+func (v *Volume) cluster() *cluster.Volume {
+	return &cluster.Volume{ID: v.ID, Name: v.Name, Size: v.Size, Replicas: v.Replicas,
+		StripeUnit: v.StripeUnit, StripeWidth: v.StripeWidth, BlockSize: v.BlockSize,
+		PGSet: v.PGSet, Generation: v.Generation}
+}
+
+// Session is the one attachment of a volume.
+type Session struct {
+	Volume     cluster.VolumeID   `json:"volume"`
+	Client     string             `json:"client"`
+	Host       string             `json:"host"`
+	Generation cluster.Generation `json:"generation"`
+	ReadOnly   bool               `json:"read_only,omitempty"`
+	Request    string             `json:"request"` // makes a repeated attach the same attach
+	Since      time.Time          `json:"since"`
+}
+
+// Tombstone remembers a deleted volume until no server holds any of it.
+type Tombstone struct {
+	Volume  cluster.VolumeID `json:"volume"`
+	Name    string           `json:"name"`
+	Deleted time.Time        `json:"deleted"`
+}
+
+// page is one key's worth of placement groups.
+type page struct {
+	Groups []group `json:"groups"`
+}
+
+type group struct {
+	Epoch    uint32             `json:"e"`
+	Replicas []cluster.DeviceID `json:"r"`
+	InSync   []cluster.DeviceID `json:"s"`
+	Target   cluster.DeviceID   `json:"t,omitempty"`
+}
+
+// Severities of events.
+const (
+	Info    = "info"
+	Warning = "warning"
+	Error   = "error"
+)
+
+// Event is something that people may want to know.
+type Event struct {
+	Seq      uint64    `json:"seq"`
+	Time     time.Time `json:"time"`
+	Severity string    `json:"severity"`
+	Kind     string    `json:"kind"`
+	Subject  string    `json:"subject"`
+	Text     string    `json:"text"`
+}
+
+// encode panics on failure: records are plain structs.
+func encode(record any) []byte {
+	b, err := json.Marshal(record)
+	if err != nil {
+		panic(fmt.Sprintf("state: encode %T: %v", record, err))
+	}
+	return b
+}

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package state
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+
+	"braid/cluster"
+)
+
+// Healths of the cluster, the best first.
+const (
+	OK          = "ok"
+	Rebuilding  = "rebuilding"
+	Degraded    = "degraded"
+	Full        = "full"
+	Unavailable = "unavailable"
+)
+
+// A device counts as full, and is warned about, at these shares of its space.
+const (
+	fullPercent     = 95
+	nearFullPercent = 85
+)
+
+// Status is the cluster at a glance.
+type Status struct {
+	Health           string
+	Reasons          []string
+	Servers          int
+	ServersUp        int
+	Devices          int
+	DevicesUp        int
+	Capacity         uint64
+	Used             uint64
+	Volumes          int
+	Attached         int
+	Groups           int
+	GroupsDegraded   int
+	groupsOut        int // without any in-sync copy that is up
+	groupsRebuilding int
+}
+
+// Status sums up. used is what the devices reported last, in bytes.
+func (s *State) Status(used map[cluster.DeviceID]uint64) Status {
+	st := Status{Health: OK, Servers: len(s.servers), Devices: len(s.devices),
+		Volumes: len(s.volumes), Attached: len(s.sessions)}
+	up := map[cluster.DeviceID]bool{}
+	for _, d := range s.sortedDevices() {
+		c := s.clusterDevice(d)
+		up[d.ID] = c.Up
+		if c.Up {
+			st.DevicesUp++
+		}
+		st.Capacity += d.Size
+		st.Used += used[d.ID]
+	}
+	s.countGroups(&st, up)
+	if st.groupsOut > 0 {
+		st.worse(Unavailable, "%d of %d groups have no in-sync copy on a device that is up: I/O to "+
+			"them waits", st.groupsOut, st.Groups)
+	}
+	s.fullDevices(&st, used)
+	if st.GroupsDegraded > 0 {
+		st.worse(Degraded, "%d of %d groups have fewer in-sync copies up than they should", st.GroupsDegraded, st.Groups)
+	}
+	if st.groupsRebuilding > 0 {
+		st.worse(Rebuilding, "%d groups are being copied", st.groupsRebuilding)
+	}
+	s.downParts(&st)
+	for _, number := range slices.Sorted(maps.Keys(s.sets)) {
+		if s.volumesIn(number) > 0 {
+			_, notes := s.usable(number)
+			st.Reasons = append(st.Reasons, notes...)
+		}
+	}
+	if len(s.devices) == 0 {
+		st.Reasons = append(st.Reasons, "there are no devices yet: start data servers (sds serve)")
+	}
+	return st
+}
+
+func (st *Status) worse(health, format string, args ...any) {
+	rank := []string{OK, Rebuilding, Degraded, Full, Unavailable}
+	if slices.Index(rank, health) > slices.Index(rank, st.Health) {
+		st.Health = health
+	}
+	st.Reasons = append(st.Reasons, fmt.Sprintf(format, args...))
+}
+
+// countGroups looks at the sets that hold volumes: nobody waits for the others.
+func (s *State) countGroups(st *Status, up map[cluster.DeviceID]bool) {
+	for number, set := range s.sets {
+		if s.volumesIn(number) == 0 {
+			continue
+		}
+		for _, pg := range s.table(number) {
+			st.Groups++
+			alive := 0
+			for _, id := range pg.InSync {
+				if up[id] {
+					alive++
+				}
+			}
+			if alive < set.Replicas {
+				st.GroupsDegraded++
+			}
+			if alive == 0 {
+				st.groupsOut++
+			}
+			if pg.Target != 0 {
+				st.groupsRebuilding++
+			}
+		}
+	}
+}
+
+func (s *State) fullDevices(st *Status, used map[cluster.DeviceID]uint64) {
+	for _, d := range s.sortedDevices() {
+		if d.Size == 0 {
+			continue
+		}
+		switch percent := used[d.ID] / max(d.Size/100, 1); {
+		case percent >= fullPercent:
+			st.worse(Full, "device %d (%s) is %d%% full: add devices or free space", d.ID, deviceName(d), percent)
+		case percent >= nearFullPercent:
+			st.Reasons = append(st.Reasons, fmt.Sprintf("device %d (%s) is %d%% full: add devices soon",
+				d.ID, deviceName(d), percent))
+		}
+	}
+}
+
+func (s *State) downParts(st *Status) {
+	for _, server := range s.Servers() {
+		if server.Up {
+			st.ServersUp++
+			continue
+		}
+		st.worse(Degraded, "server %s at %s is down since %s", server.Name, server.Addr,
+			server.Since.Format("2006-01-02 15:04:05 MST"))
+	}
+	for _, d := range s.sortedDevices() {
+		if d.Failed != "" {
+			st.worse(Degraded, "device %d (%s) is out of service: %s", d.ID, deviceName(d), d.Failed)
+		}
+	}
+}
+
+// Servers returns the data servers by name.
+func (s *State) Servers() []*Server {
+	return slices.SortedFunc(maps.Values(s.servers), func(a, b *Server) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+// Members returns the metadata managers by name.
+func (s *State) Members() []*Member {
+	return slices.SortedFunc(maps.Values(s.members), func(a, b *Member) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+// Devices returns the devices by number, with their records.
+func (s *State) Devices() ([]*cluster.Device, []*Device) {
+	records := s.sortedDevices()
+	out := make([]*cluster.Device, len(records))
+	for i, d := range records {
+		out[i] = s.clusterDevice(d)
+	}
+	return out, records
+}

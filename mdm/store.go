@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mdm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"braid/mdm/state"
+)
+
+var (
+	errConflict = errors.New("the state changed at the same time")
+	errDeposed  = errors.New("another member leads now")
+
+	errUnreadable = errors.New("a change cannot be applied")
+)
+
+// store follows etcd: it holds the state that all members share.
+type store struct {
+	etcd *clientv3.Client
+	log  *slog.Logger
+
+	mu      sync.RWMutex // guards what follows; never held across a call to etcd
+	state   *state.State
+	changed chan struct{} // closed and replaced when the state changes
+}
+
+func newStore(etcd *clientv3.Client, log *slog.Logger) *store {
+	return &store{etcd: etcd, log: log, state: state.New(), changed: make(chan struct{})}
+}
+
+// read calls f with the state, which must not be kept or changed.
+func (s *store) read(f func(*state.State)) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	f(s.state)
+}
+
+// next returns a channel that closes with the next change. Take it before
+// reading, so that no change is missed.
+func (s *store) next() <-chan struct{} {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.changed
+}
+
+func (s *store) update(f func() error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := f()
+	close(s.changed)
+	s.changed = make(chan struct{})
+	return err
+}
+
+// load reads everything; it returns the revision to watch from.
+func (s *store) load(ctx context.Context) (int64, error) {
+	resp, err := s.etcd.Get(ctx, state.Prefix, clientv3.WithPrefix())
+	if err != nil {
+		return 0, fmt.Errorf("read the state from etcd: %w", err)
+	}
+	all := make([]state.Change, len(resp.Kvs))
+	for i, kv := range resp.Kvs {
+		all[i] = state.Change{Key: string(kv.Key), Value: kv.Value, Revision: kv.ModRevision}
+	}
+	fresh := state.New()
+	if err := fresh.Load(all); err != nil {
+		return 0, err
+	}
+	return resp.Header.Revision + 1, s.update(func() error {
+		s.state = fresh
+		return nil
+	})
+}
+
+// follow keeps the state up to date until ctx ends. from is what load returned.
+func (s *store) follow(ctx context.Context, from int64) error {
+	for {
+		err := s.watch(ctx, from)
+		if ctx.Err() != nil {
+			return nil
+		}
+		s.log.Warn("the watch on etcd broke and is set up again", "error", err)
+		if !wait(ctx, rewatchAfter) {
+			return nil
+		}
+		if !errors.Is(err, errUnreadable) && !errors.Is(err, rpctypes.ErrCompacted) {
+			s.read(func(st *state.State) { from = st.Revision + 1 })
+			continue
+		}
+		// What was missed is gone: read everything. Streams notice that their
+		// version is older than what is known and send whole maps.
+		for {
+			next, err := s.load(ctx)
+			if err == nil {
+				from = next
+				break
+			}
+			s.log.Warn("the state cannot be read", "error", err)
+			if !wait(ctx, reloadAfter) {
+				return nil
+			}
+		}
+	}
+}
+
+func (s *store) watch(ctx context.Context, from int64) error {
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	for resp := range s.etcd.Watch(ctx, state.Prefix, clientv3.WithPrefix(), clientv3.WithRev(from)) {
+		if err := resp.Err(); err != nil {
+			return err
+		}
+		changes := make([]state.Change, len(resp.Events))
+		for i, e := range resp.Events {
+			changes[i] = state.Change{Key: string(e.Kv.Key), Revision: e.Kv.ModRevision}
+			if e.Type == clientv3.EventTypePut {
+				changes[i].Value = e.Kv.Value
+			}
+		}
+		if err := s.update(func() error { return s.state.Apply(changes) }); err != nil {
+			return fmt.Errorf("%w: %w", errUnreadable, err)
+		}
+	}
+	return errors.New("etcd closed it")
+}
+
+// guard is a key that must still have been created in that revision: leadership.
+type guard struct {
+	key     string
+	created int64
+}
+
+// commit runs the steps of a transaction under the guard of leadership and
+// returns when the state shows them.
+func (s *store) commit(ctx context.Context, tx *state.Tx, g guard) error {
+	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
+	defer cancel()
+	for _, step := range tx.Steps() {
+		conditions := []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(g.key), "=", g.created)}
+		for key, revision := range step.Expect {
+			conditions = append(conditions, clientv3.Compare(clientv3.ModRevision(key), "=", revision))
+		}
+		var ops []clientv3.Op
+		for _, put := range step.Puts {
+			ops = append(ops, clientv3.OpPut(put.Key, string(put.Value)))
+		}
+		for _, key := range step.Deletes {
+			ops = append(ops, clientv3.OpDelete(key))
+		}
+		if step.EventsUpTo != "" {
+			ops = append(ops, clientv3.OpDelete(step.EventsFrom, clientv3.WithRange(step.EventsUpTo)))
+		}
+		resp, err := s.etcd.Txn(ctx).If(conditions...).Then(ops...).Else(
+			clientv3.OpGet(g.key, clientv3.WithKeysOnly())).Commit()
+		if err != nil {
+			return fmt.Errorf("write to etcd: %w", err)
+		}
+		if err := s.reach(ctx, resp.Header.Revision, resp.Succeeded); err != nil {
+			return err
+		}
+		if !resp.Succeeded {
+			got := resp.Responses[0].GetResponseRange().GetKvs()
+			if len(got) == 0 || got[0].CreateRevision != g.created {
+				return errDeposed
+			}
+			return errConflict
+		}
+	}
+	return nil
+}
+
+// reach waits until the state shows the revision: the next plan builds on it. A
+// failed transaction has no revision of its own to wait for.
+func (s *store) reach(ctx context.Context, revision int64, own bool) error {
+	for own {
+		changed, seen := s.next(), int64(0)
+		s.read(func(st *state.State) { seen = st.Revision })
+		if seen >= revision {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for etcd to tell what was written: %w", ctx.Err())
+		}
+	}
+	return nil
+}
+
+// wait pauses; false means that ctx ended first.
+func wait(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
