@@ -34,15 +34,16 @@ var errStopping = errors.New("server: the server is stopping")
 // device is one disk. It is opened with its backing and identity only; start,
 // once a cluster has claimed it, adds the store and the loop that owns it.
 type device struct {
-	path    string
-	backing disk.Backing
-	id      store.Identity // constant once started
-	broken  error          // why it could not be started; guarded by Server.mu
-	engine  loop.Engine
-	log     *slog.Logger
-	touch   func([]byte)
-	changed func()        // tells the registrar that there is news; never blocks
-	onEnd   func(*device) // after a failure
+	path     string
+	backing  disk.Backing
+	id       store.Identity // constant once started
+	wasClean bool           // the last stop was
+	broken   error          // why it could not be started; guarded by Server.mu
+	engine   loop.Engine
+	log      *slog.Logger
+	touch    func([]byte)
+	changed  func()        // tells the registrar that there is news; never blocks
+	onEnd    func(*device) // after a failure
 
 	loop        *loop.Loop
 	pool        *buf.Pool
@@ -97,6 +98,7 @@ func (d *device) started() bool { return d.loop != nil }
 // start recovers the store and begins to serve. It blocks for as long as the
 // recovery takes.
 func (d *device) start(cfg store.Config) error {
+	d.wasClean = d.id.Clean
 	core, err := store.Open(d.backing, cfg)
 	if err != nil {
 		return fmt.Errorf("device %s: recover the store: %w", d.path, err)

@@ -169,13 +169,12 @@ func (s *Server) firstClaimed() *device {
 
 func (s *Server) startDevice(d *device) error {
 	begin := time.Now()
-	clean := d.id.Clean
 	if err := d.start(s.cfg.Store); err != nil {
 		return err
 	}
 	s.log.Info("serving", "device", d.path, "uuid", d.id.Device.String(), "cluster", d.id.Cluster.String(),
 		"size", cluster.FormatSize(uint64(d.id.Capacity)), "engine", d.loop.Engine().String(),
-		"clean", clean, "starts", d.id.Starts, "recovery", time.Since(begin).Truncate(time.Millisecond))
+		"clean", d.wasClean, "starts", d.id.Starts, "recovery", time.Since(begin).Truncate(time.Millisecond))
 	return nil
 }
 
