@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -40,7 +41,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.Execute()
+	err := root.ExecuteContext(context.Background())
 	var usage usageError
 	switch {
 	case err == nil:
@@ -86,7 +87,7 @@ does not run, and it ends by itself after the last detach.`,
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.PersistentFlags().StringSliceVar(&s.mdm, "mdm", envList("BRAID_MDM", client.DefaultAddr),
 		"metadata managers, HOST:PORT[,...] ($BRAID_MDM)")
-	root.AddCommand(newServe(s))
+	root.AddCommand(newAttach(s), newDetach(), newList(), newWhy(), newServe(s), newDaemon(), newStop())
 	return root
 }
 

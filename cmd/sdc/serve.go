@@ -197,9 +197,6 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 // signalContexts returns a context that the first SIGTERM or SIGINT ends, and one
 // that the second ends.
 func signalContexts(parent context.Context) (soft, hard context.Context, stop func()) {
-	if parent == nil {
-		parent = context.Background()
-	}
 	hard, endHard := context.WithCancel(parent)
 	soft, endSoft := context.WithCancel(hard)
 	signals := make(chan os.Signal, 2)

@@ -27,7 +27,7 @@ const (
 	DefaultDeadTimeout = 10 * time.Minute
 
 	connectLimit    = 10 * time.Second // CONNECT reads nothing from the device
-	flushLimit      = 3 * time.Second  // of a detach, before it goes on without
+	flushLimit      = 2 * time.Second  // of a detach, before it goes on without
 	disconnectGrace = time.Second      // DISCONNECT, before its sockets are closed
 	disconnectLimit = 4 * time.Second  // DISCONNECT, in all
 )
@@ -105,16 +105,31 @@ func (d *Device) prepare() (err error) {
 	if d.o.DeadTimeout == 0 {
 		d.o.DeadTimeout = DefaultDeadTimeout
 	}
-	if os.Geteuid() != 0 {
-		return fmt.Errorf("attach %s: %w", d.path, ErrNotRoot)
-	}
-	if err := d.paths.loadModule(); err != nil {
-		return fmt.Errorf("attach %s: %w", d.path, err)
-	}
-	if err := d.paths.busy(d.index); err != nil {
+	return d.paths.check(d.index, d.path)
+}
+
+// Check tells whether a device could be attached just now: root, the driver, and a
+// device that is free. It loads the driver if need be. Ask before taking a volume
+// from somebody else.
+func Check(device string) error {
+	index, path, err := ParseDevice(device)
+	if err != nil {
 		return err
 	}
-	if err := d.paths.use(d.index); err != nil {
+	return systemPaths().check(index, path)
+}
+
+func (p paths) check(index int, path string) error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("attach %s: %w", path, ErrNotRoot)
+	}
+	if err := p.loadModule(); err != nil {
+		return fmt.Errorf("attach %s: %w", path, err)
+	}
+	if err := p.busy(index); err != nil {
+		return fmt.Errorf("attach: %w", err)
+	}
+	if err := p.use(index); err != nil {
 		return fmt.Errorf("attach: %w", err)
 	}
 	return nil

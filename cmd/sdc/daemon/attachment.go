@@ -19,9 +19,9 @@ import (
 // Limits of the end of an attachment; with those of the kernel's side they stay
 // under ten seconds.
 const (
-	quickDetach  = time.Second     // volume's flush, when the kernel's already failed
-	volumeDetach = 3 * time.Second // volume's flush
-	abandonTime  = 2 * time.Second // for requests that were given up to come back
+	quickDetach  = 200 * time.Millisecond // volume's flush, when the kernel's already failed
+	volumeDetach = 3 * time.Second        // volume's flush
+	abandonTime  = 2 * time.Second        // for requests that were given up to come back
 	resizePoll   = 200 * time.Millisecond
 	stuckAge     = time.Second // an older request counts as stuck
 )
@@ -36,12 +36,13 @@ type attachment struct {
 	loop   *loop.Loop
 	volume Volume
 	port   *nbd.Port
-	device *kernel.Device
 	ro     bool
+	opened chan struct{} // closed when open has succeeded
 	ended  chan struct{} // closed when it is gone
 
-	// mu guards state and what follows.
+	// mu guards the fields below. volume and port are set before opened is closed.
 	mu     sync.Mutex
+	device *kernel.Device
 	state  State
 	reason string
 	size   uint64 // the volume's
@@ -51,8 +52,12 @@ type attachment struct {
 
 // open attaches the volume and then the device. On failure nothing is left.
 func (a *attachment) open(ctx context.Context, opener Opener, r AttachRequest, gone func(error)) error {
+	// First what changes nothing: --force fences another client.
+	err := kernel.Check(r.Device)
+	if err != nil {
+		return err
+	}
 	a.loop = a.host.Take()
-	var err error
 	a.volume, err = opener.Open(ctx, OpenRequest{
 		Volume: r.Volume, Force: r.Force, ReadOnly: r.ReadOnly, Loop: a.loop, Pool: a.host.Pool,
 		Resized: a.resized, Lost: a.lost,
@@ -68,7 +73,7 @@ func (a *attachment) open(ctx context.Context, opener Opener, r AttachRequest, g
 		a.told = a.size
 		a.mu.Unlock()
 	})
-	a.device, err = kernel.Attach(ctx, a.port, kernel.Options{
+	device, err := kernel.Attach(ctx, a.port, kernel.Options{
 		Device: r.Device, Volume: a.volume.Name(), Connections: r.Connections, Timeout: r.Timeout,
 		DeadTimeout: r.DeadTimeout, ReadOnly: r.ReadOnly, Ioctl: r.Ioctl,
 		Report: func(text string) { a.log.Warn(text) },
@@ -78,13 +83,22 @@ func (a *attachment) open(ctx context.Context, opener Opener, r AttachRequest, g
 		_, closeErr := a.closeVolume(volumeDetach)
 		return errors.Join(err, closeErr)
 	}
-	a.set(StateAttached, "")
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.device = device
+	if a.state == StateAttaching { // and not failed in the meantime
+		a.state = StateAttached
+	}
+	if a.size != a.told {
+		a.sizing = true
+		go a.resize()
+	}
 	return nil
 }
 
 // close detaches the device and the volume. The warning tells what was lost.
 func (a *attachment) close(force bool) (warning string, err error) {
-	unflushed, err := a.device.Detach(force)
+	unflushed, err := a.attachedTo().Detach(force)
 	if errors.Is(err, kernel.ErrInUse) {
 		return "", err
 	}
@@ -120,6 +134,12 @@ func (a *attachment) closeVolume(limit time.Duration) (unflushed, err error) {
 		a.log.Error("requests were given up and did not come back", "volume", a.volume.Name())
 	}
 	return unflushed, err
+}
+
+func (a *attachment) attachedTo() *kernel.Device {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.device
 }
 
 func (a *attachment) set(state State, reason string) {
@@ -166,7 +186,7 @@ func (a *attachment) resize() {
 			return
 		}
 		if _, oldest := a.inFlight(); oldest < stuckAge {
-			if err := a.device.Resize(size); err != nil {
+			if err := a.attachedTo().Resize(size); err != nil {
 				a.log.Error("the kernel did not take the new size", "device", a.path, "error", err)
 			} else {
 				a.log.Info("resized", "device", a.path, "size", size)
@@ -194,17 +214,16 @@ func (a *attachment) status() Attachment {
 	a.mu.Lock()
 	s := Attachment{Device: a.path, State: a.state, Reason: a.reason, Size: a.size, ReadOnly: a.ro,
 		Since: a.since}
+	device := a.device
 	a.mu.Unlock()
-	if s.State == StateAttaching {
+	if device == nil {
 		return s
 	}
 	s.Volume = a.volume.Name()
-	if a.device != nil {
-		s.Link = a.device.Link()
-		s.Reconnects = a.device.Reconnects()
-		if use := a.device.Use(); use != nil {
-			s.Use = use.Error()
-		}
+	s.Link = device.Link()
+	s.Reconnects = device.Reconnects()
+	if use := device.Use(); use != nil {
+		s.Use = use.Error()
 	}
 	a.loop.Call(func() {
 		n, oldest := a.port.InFlight()
@@ -223,8 +242,10 @@ func (a *attachment) status() Attachment {
 // waits is what why shows.
 func (a *attachment) waits() []Wait {
 	var list []stripe.Wait
-	if a.volume != nil {
+	select {
+	case <-a.opened:
 		list = a.volume.Waiting()
+	default:
 	}
 	out := make([]Wait, 0, len(list))
 	for _, w := range list {

@@ -208,7 +208,7 @@ func (d *Daemon) attach(ctx context.Context, r AttachRequest) (*attachment, erro
 		return nil, err
 	}
 	a := &attachment{log: d.o.Log, host: d.host, index: index, path: path, since: time.Now(),
-		ro: r.ReadOnly, state: StateAttaching, ended: make(chan struct{})}
+		ro: r.ReadOnly, state: StateAttaching, opened: make(chan struct{}), ended: make(chan struct{})}
 	d.mu.Lock()
 	if d.ending {
 		d.mu.Unlock()
@@ -227,6 +227,7 @@ func (d *Daemon) attach(ctx context.Context, r AttachRequest) (*attachment, erro
 		d.o.Log.Warn("attach failed", "device", path, "volume", r.Volume, "error", err)
 		return nil, err
 	}
+	close(a.opened)
 	d.o.Log.Info("attached", "device", path, "volume", a.volume.Name())
 	return a, nil
 }
@@ -253,7 +254,7 @@ func (d *Daemon) detach(r DetachRequest) (DetachReply, error) {
 	}
 	a.mu.Lock()
 	before, reason := a.state, a.reason
-	if before == StateAttaching || before == StateDetaching {
+	if a.device == nil || before == StateDetaching {
 		a.mu.Unlock()
 		return DetachReply{}, fmt.Errorf("detach %s: %w: it is %s just now", a.path, kernel.ErrBusy, before)
 	}
@@ -271,6 +272,11 @@ func (d *Daemon) detach(r DetachRequest) (DetachReply, error) {
 
 // gone cleans up behind a device that somebody else has disconnected.
 func (d *Daemon) gone(a *attachment, reason error) {
+	select {
+	case <-a.opened:
+	case <-a.ended:
+		return
+	}
 	d.o.Log.Warn("the kernel's device is gone", "device", a.path, "reason", reason)
 	if _, err := d.detach(DetachRequest{Device: a.path, Force: true}); err != nil {
 		d.o.Log.Warn("clean up behind it", "device", a.path, "error", err)
