@@ -37,6 +37,7 @@ const (
 const (
 	pressureFlush = 500 // flush, so that servers can retire entries
 	pressureHold  = 800 // hold new writes until the running flush is done
+	pressureMost  = 1000
 )
 
 // Delays.

@@ -138,7 +138,11 @@ func (c *Core) writeReply(ref int32, op transport.Op, h *transport.Header, text 
 	case transport.StatusStaleEpoch, transport.StatusRefused:
 		c.emit(Effect{Kind: NeedMap})
 		c.retryLater(ref, h.Status)
-	case transport.StatusRetry, transport.StatusBadSum:
+	case transport.StatusRetry:
+		// A full activity log is the usual reason, and a flush makes room.
+		c.retryLater(ref, h.Status)
+		c.pressed(pressureMost)
+	case transport.StatusBadSum:
 		c.retryLater(ref, h.Status)
 	default:
 		cp.lost = true
