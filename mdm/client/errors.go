@@ -32,7 +32,11 @@ type OpError struct {
 
 func (e *OpError) Error() string {
 	if len(e.Addrs) == 0 {
-		return fmt.Sprintf("%s: %s", e.Op, text(e.Err))
+		said := text(e.Err)
+		if strings.HasPrefix(said, e.Op) {
+			return said // mdm's messages say what was tried themselves
+		}
+		return fmt.Sprintf("%s: %s", e.Op, said)
 	}
 	return fmt.Sprintf("%s: no metadata manager answers at %s: %s; is it running (mdm serve), "+
 		"and is the address right (--mdm or $BRAID_MDM)?", e.Op, strings.Join(e.Addrs, ", "), text(e.Err))

@@ -107,7 +107,7 @@ func (v VolumeSpec) withDefaults() VolumeSpec {
 func (v VolumeSpec) check() error {
 	if len(v.Name) == 0 || len(v.Name) > maxNameLength || strings.Trim(v.Name, ".") == "" ||
 		strings.Trim(v.Name, "abcdefghijklmnopqrstuvwxyz0123456789._-") != "" {
-		return refuse(ErrInvalid, "create volume %q: a name has 1 to %d of the characters a-z 0-9 . _ "+
+		return refuse(ErrInvalid, "create volume %s: a name has 1 to %d of the characters a-z 0-9 . _ "+
 			"- and is not only dots", v.Name, maxNameLength)
 	}
 	op := "create volume " + v.Name + ": "
@@ -136,9 +136,9 @@ func checkSize(op string, size uint64) error {
 	case size == 0:
 		return refuse(ErrInvalid, "%sthe size is 0; give one like --size 10G", op)
 	case size%cluster.BlockSize != 0:
-		down := size / cluster.BlockSize * cluster.BlockSize
-		return refuse(ErrInvalid, "%sthe size %d is not a multiple of %d; next to it are %d and %d",
-			op, size, cluster.BlockSize, down, down+cluster.BlockSize)
+		up := (size/cluster.BlockSize + 1) * cluster.BlockSize
+		return refuse(ErrInvalid, "%sthe size %d is not a multiple of %d; the next larger one is %d",
+			op, size, cluster.BlockSize, up)
 	case size > maxVolumeSize:
 		return refuse(ErrInvalid, "%sthe size %s is beyond the largest possible, %s", op,
 			cluster.FormatSize(size), cluster.FormatSize(maxVolumeSize))

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"braid/cluster"
+	"braid/mdm/client"
+	"braid/mdm/pb"
+)
+
+type status struct {
+	Cluster     string   `json:"cluster"`
+	Health      string   `json:"health"`
+	Reasons     []string `json:"reasons"`
+	Servers     uint32   `json:"servers"`
+	ServersUp   uint32   `json:"servers_up"`
+	Devices     uint32   `json:"devices"`
+	DevicesUp   uint32   `json:"devices_up"`
+	Capacity    uint64   `json:"capacity"`
+	Used        uint64   `json:"used"`
+	Volumes     uint32   `json:"volumes"`
+	Attached    uint32   `json:"attached"`
+	PGs         uint32   `json:"pgs"`
+	PGsDegraded uint32   `json:"pgs_degraded"`
+	MapVersion  uint64   `json:"map_version"`
+	Leader      string   `json:"leader"`
+	Members     []member `json:"members"`
+}
+
+type member struct {
+	Name string `json:"name"`
+	Addr string `json:"addr"`
+}
+
+func (a *app) statusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show the cluster's health and size",
+		Long: `Show the cluster's health and size.
+
+Health is one of
+  ok           every copy is there
+  rebuilding   copies are being made
+  rebalancing  copies are being moved
+  degraded     something is down; I/O goes on with fewer copies
+  full         a device is nearly full
+  unavailable  for some data no copy is up: I/O to it waits, nothing is lost`,
+		Args: wrap(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.ask(c, func(ctx context.Context, mdm *client.Client) error {
+				m, err := mdm.Status(ctx)
+				if err != nil {
+					return err
+				}
+				return a.showStatus(newStatus(m))
+			})
+		},
+	}
+}
+
+func newStatus(m *pb.StatusResponse) status {
+	s := status{Cluster: uuidText(m.Cluster), Health: m.Health, Reasons: m.Reasons, Servers: m.Servers,
+		ServersUp: m.ServersUp, Devices: m.Devices, DevicesUp: m.DevicesUp, Capacity: m.Capacity,
+		Used: m.Used, Volumes: m.Volumes, Attached: m.Attached, PGs: m.Pgs, PGsDegraded: m.PgsDegraded,
+		MapVersion: m.MapVersion, Leader: m.Leader, Members: []member{}}
+	if s.Reasons == nil {
+		s.Reasons = []string{}
+	}
+	for _, text := range m.Members {
+		name, addr, _ := strings.Cut(text, " ")
+		s.Members = append(s.Members, member{name, addr})
+	}
+	return s
+}
+
+func (a *app) showStatus(s status) error {
+	if a.json() {
+		return a.printJSON(s)
+	}
+	pairs := [][2]string{{"health", s.Health}}
+	for _, reason := range s.Reasons {
+		pairs = append(pairs, [2]string{"", "- " + reason})
+	}
+	names := make([]string, len(s.Members))
+	for i, m := range s.Members {
+		names[i] = m.Name + " " + m.Addr
+		if m.Addr == s.Leader {
+			names[i] += " (leads)"
+		}
+	}
+	printPairs(a.out, append(pairs,
+		[2]string{"servers", fmt.Sprintf("%d of %d up", s.ServersUp, s.Servers)},
+		[2]string{"devices", fmt.Sprintf("%d of %d up", s.DevicesUp, s.Devices)},
+		[2]string{"space", fmt.Sprintf("%s of %s used (%s), all copies counted", size(s.Used),
+			size(s.Capacity), percent(s.Used, s.Capacity))},
+		[2]string{"volumes", fmt.Sprintf("%d, %d attached", s.Volumes, s.Attached)},
+		[2]string{"groups", fmt.Sprintf("%d, %d degraded", s.PGs, s.PGsDegraded)},
+		[2]string{"metadata", strings.Join(names, ", ")},
+		[2]string{"cluster", fmt.Sprintf("%s, map version %d", s.Cluster, s.MapVersion)}))
+	return nil
+}
+
+type server struct {
+	Name     string   `json:"name"`
+	Addr     string   `json:"addr"`
+	FaultSet string   `json:"fault_set"`
+	Up       bool     `json:"up"`
+	Devices  []uint32 `json:"devices"`
+	Capacity uint64   `json:"capacity"`
+	Used     uint64   `json:"used"`
+	Version  string   `json:"version"`
+}
+
+func (a *app) sdsCommand() *cobra.Command {
+	list := &cobra.Command{
+		Use:   "list",
+		Short: "List the data servers",
+		Args:  wrap(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.ask(c, func(ctx context.Context, mdm *client.Client) error {
+				found, err := mdm.ListServers(ctx)
+				if err != nil {
+					return err
+				}
+				servers, rows := []server{}, [][]string{}
+				for _, m := range found {
+					s := server{Name: m.Name, Addr: m.Addr, FaultSet: m.FaultSet, Up: m.Up,
+						Devices: append([]uint32{}, m.Devices...), Capacity: m.Capacity, Used: m.Used, Version: m.Version}
+					servers = append(servers, s)
+					rows = append(rows, []string{s.Name, upDown(s.Up), s.Addr, s.FaultSet,
+						fmt.Sprint(len(s.Devices)), size(s.Capacity), size(s.Used), percent(s.Used, s.Capacity),
+						orDash(s.Version)})
+				}
+				if a.json() {
+					return a.printJSON(servers)
+				}
+				printTable(a.out, []string{"NAME", "STATE", "ADDRESS", "FAULT SET", ">DEVICES", ">SIZE", ">USED",
+					">USE", "VERSION"}, rows)
+				return nil
+			})
+		},
+	}
+	return group("sds", "Show the data servers", list)
+}
+
+func upDown(up bool) string {
+	if up {
+		return "up"
+	}
+	return "down"
+}
+
+type device struct {
+	ID           uint32 `json:"id"`
+	UUID         string `json:"uuid"`
+	Server       string `json:"server"`
+	Addr         string `json:"addr"`
+	FaultSet     string `json:"fault_set"`
+	Path         string `json:"path"`
+	Size         uint64 `json:"size"`
+	Used         uint64 `json:"used"`
+	Up           bool   `json:"up"`
+	Failed       string `json:"failed"`
+	Removing     bool   `json:"removing"`
+	Incarnation  string `json:"incarnation"` // as text: 64 bits are more than JSON's numbers hold
+	StartCounter uint64 `json:"start_counter"`
+}
+
+func (a *app) deviceCommand() *cobra.Command {
+	list := &cobra.Command{
+		Use:   "list",
+		Short: "List the devices",
+		Args:  wrap(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.ask(c, func(ctx context.Context, mdm *client.Client) error {
+				found, err := mdm.ListDevices(ctx)
+				if err != nil {
+					return err
+				}
+				return a.showDevices(found)
+			})
+		},
+	}
+	var force bool
+	remove := &cobra.Command{
+		Use:   "remove ID",
+		Short: "Take a device out of the cluster for good",
+		Long: `Take a device out of the cluster for good. ID is the number that ` + "`scli device list`" + `
+shows. A device that holds copies is refused unless --force is given: then they
+are given up at once, and their groups go on with one copy less. A device that
+holds the only copy of something is always refused.`,
+		Args: named("device"),
+		RunE: func(c *cobra.Command, args []string) error {
+			id, err := strconv.ParseUint(args[0], 10, 32)
+			if err != nil || id == 0 {
+				return wrong("device remove %s: give the number that `scli device list` shows", args[0])
+			}
+			return a.ask(c, func(ctx context.Context, mdm *client.Client) error {
+				if err := mdm.RemoveDevice(ctx, cluster.DeviceID(id), force); err != nil {
+					return err
+				}
+				if a.json() {
+					return a.printJSON(map[string]any{"id": id, "state": "removed"})
+				}
+				fmt.Fprintf(a.out, "device %d removed\n", id)
+				return nil
+			})
+		},
+	}
+	remove.Flags().BoolVar(&force, "force", false, "give up the copies that it holds")
+	return group("device", "Show and remove devices", list, remove)
+}
+
+func (a *app) showDevices(found []*pb.Device) error {
+	devices, rows := []device{}, [][]string{}
+	for _, m := range found {
+		d := device{ID: m.Id, UUID: uuidText(m.Uuid), Server: m.Server, Addr: m.Addr, FaultSet: m.FaultSet,
+			Path: m.Path, Size: m.Size, Used: m.Used, Up: m.Up, Failed: m.Failed, Removing: m.Removing,
+			Incarnation: fmt.Sprintf("%016x", m.Incarnation), StartCounter: m.StartCounter}
+		devices = append(devices, d)
+		state := upDown(d.Up)
+		if d.Failed != "" {
+			state = "failed: " + d.Failed
+		}
+		rows = append(rows, []string{fmt.Sprint(d.ID), d.Server, d.Path, d.FaultSet, size(d.Size), size(d.Used),
+			percent(d.Used, d.Size), state})
+	}
+	if a.json() {
+		return a.printJSON(devices)
+	}
+	printTable(a.out, []string{">ID", "SERVER", "PATH", "FAULT SET", ">SIZE", ">USED", ">USE", "STATE"}, rows)
+	return nil
+}
