@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,7 +27,8 @@ func TestConnMix(t *testing.T) {
 		fds := sockets(t, 0)
 		a, b, s := newProbe(), newProbe(), newSent()
 		b.split = 5000
-		ca, cb := attach(t, l, fds[0], a, Config{}), attach(t, l, fds[1], b, Config{})
+		mute := Config{KeepAlive: time.Hour} // no ping in the counts
+		ca, cb := attach(t, l, fds[0], a, mute), attach(t, l, fds[1], b, mute)
 		var ms []*Msg
 		for i := range 100 {
 			m := message(rng, uint64(i), sizes[rng.IntN(len(sizes))], 1+rng.IntN(5))
@@ -59,7 +61,8 @@ func TestBurstIsOneSend(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, 2))
 		fds := sockets(t, 1<<20)
 		a, b, s := newProbe(), newProbe(), newSent()
-		ca, cb := attach(t, l, fds[0], a, Config{}), attach(t, l, fds[1], b, Config{})
+		mute := Config{KeepAlive: time.Hour}
+		ca, cb := attach(t, l, fds[0], a, mute), attach(t, l, fds[1], b, mute)
 		for round := range 3 {
 			before, cbBefore := ca.Counters().Read(), cb.Counters().Read()
 			ms := make([]*Msg, 32)
@@ -97,7 +100,7 @@ func TestPartialReceive(t *testing.T) {
 		fds := sockets(t, 0)
 		p, peer := newProbe(), raw(t, fds[1])
 		p.split = 3000
-		c := attach(t, l, fds[0], p, Config{})
+		c := attach(t, l, fds[0], p, Config{KeepAlive: time.Hour})
 		total := uint64(0)
 		piece := func(b []byte) {
 			if len(b) == 0 {
@@ -141,7 +144,7 @@ func TestPartialSend(t *testing.T) {
 		rng := rand.New(rand.NewPCG(5, 6))
 		fds := sockets(t, 1)
 		p, peer, s := newProbe(), raw(t, fds[1]), newSent()
-		c := attach(t, l, fds[0], p, Config{})
+		c := attach(t, l, fds[0], p, Config{KeepAlive: time.Hour})
 		var ms []*Msg
 		var want []byte
 		for i := range 60 {
@@ -190,7 +193,7 @@ func TestPauseResume(t *testing.T) {
 			}
 			return true
 		}
-		c := attach(t, l, fds[0], p, Config{})
+		c := attach(t, l, fds[0], p, Config{KeepAlive: time.Hour})
 		var ms []*Msg
 		var stream []byte
 		for i := range 30 {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -53,7 +52,7 @@ func (d *Dialer) Dial(ctx context.Context, l *loop.Loop, addr string, hello Hell
 	}
 	nc, err := new(net.Dialer).DialContext(ctx, network, addr)
 	if err != nil {
-		return nil, HelloReply{}, &OpError{Op: "dial", Addr: addr, Err: cause(err)}
+		return nil, HelloReply{}, &OpError{Op: "dial", Addr: addr, Err: withContext(ctx, "connect", err)}
 	}
 	if hello.VersionMin == 0 && hello.VersionMax == 0 {
 		hello.VersionMin, hello.VersionMax = VersionMin, VersionMax
@@ -89,9 +88,6 @@ func refusal(err error) Reason {
 // cause drops what net's errors repeat: network and address are in the OpError.
 func cause(err error) error {
 	if ne := (*net.OpError)(nil); errors.As(err, &ne) && ne.Err != nil {
-		if ne.Timeout() {
-			return fmt.Errorf("no answer in time: %w", os.ErrDeadlineExceeded)
-		}
 		return ne.Err
 	}
 	return err
@@ -100,12 +96,7 @@ func cause(err error) error {
 // greet exchanges Hello and HelloReply within ctx.
 func greet(ctx context.Context, nc net.Conn, hello *Hello) (HelloReply, error) {
 	var reply HelloReply
-	if deadline, ok := ctx.Deadline(); ok {
-		if err := nc.SetDeadline(deadline); err != nil {
-			return reply, err
-		}
-	}
-	// A cancelled context ends the exchange by moving the deadline to the past.
+	// The end of ctx ends the exchange by moving the socket's deadline to the past.
 	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	var b [max(HelloSize, HelloReplySize)]byte
@@ -131,6 +122,7 @@ func greet(ctx context.Context, nc net.Conn, hello *Hello) (HelloReply, error) {
 	return reply, nil
 }
 
+// withContext says what was going on, and that ctx ended it where it did.
 func withContext(ctx context.Context, what string, err error) error {
 	switch {
 	case ctx.Err() != nil:

@@ -55,8 +55,10 @@ func TestRefusals(t *testing.T) {
 		if oe := (*OpError)(nil); c != nil || !errors.Is(err, tc.want) || !errors.As(err, &oe) {
 			t.Fatalf("%v: %v", tc.status, err)
 		}
-		if !strings.Contains(err.Error(), addr) || !strings.Contains(err.Error(), "because of a test") {
-			t.Errorf("message %q", err)
+		for _, part := range []string{addr, "because of a test"} {
+			if !strings.Contains(err.Error(), part) {
+				t.Errorf("message %q lacks %q", err, part)
+			}
 		}
 		if reply.Status != tc.status || d.Counters.Read().Closed[ReasonRefused] != 1 {
 			t.Errorf("reply %+v, counted %v", reply, d.Counters.Read().Closed)
@@ -188,7 +190,8 @@ func TestBadHello(t *testing.T) {
 		nc.Close()
 		var r HelloReply
 		if tc.answer {
-			if len(b) != HelloReplySize || r.Decode(b) != nil || r.Status != HelloVersion || r.Text == "" {
+			if len(b) != HelloReplySize || r.Decode(b) != nil ||
+				r.Status != HelloVersion || r.Text == "" {
 				t.Errorf("%s: answered %q", tc.name, b)
 			}
 		} else if len(b) != 0 {
@@ -211,7 +214,11 @@ func TestBadHello(t *testing.T) {
 func TestSilentPeers(t *testing.T) {
 	l := newLoop(t, loop.Auto)
 	s := &Listener{Handshake: 30 * time.Millisecond}
-	addr := listen(t, s, func(Hello) (*loop.Loop, Handler, HelloReply) { return nil, nil, HelloReply{} })
+	never := func(Hello) (*loop.Loop, Handler, HelloReply) {
+		t.Error("asked about a hello that nobody said")
+		return nil, nil, HelloReply{Status: HelloRefused}
+	}
+	addr := listen(t, s, never)
 	nc, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
@@ -223,8 +230,7 @@ func TestSilentPeers(t *testing.T) {
 	}
 
 	patient := &Listener{Handshake: time.Hour}
-	paddr := listen(t, patient, func(Hello) (*loop.Loop, Handler, HelloReply) { return nil, nil, HelloReply{} })
-	pc, err := net.Dial("tcp", paddr)
+	pc, err := net.Dial("tcp", listen(t, patient, never))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -244,12 +250,15 @@ func TestSilentPeers(t *testing.T) {
 	defer ln.Close()
 	none := func(HelloReply) Handler { t.Error("a handler was made"); return nil }
 	d := &Dialer{Handshake: 30 * time.Millisecond}
-	if _, _, err := d.Dial(context.Background(), l, ln.Addr().String(), Hello{Role: Client}, none); !errors.Is(err, context.DeadlineExceeded) {
+	silent := ln.Addr().String()
+	_, _, err = d.Dial(context.Background(), l, silent, Hello{Role: Client}, none)
+	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("dial without an answer: %v", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	time.AfterFunc(20*time.Millisecond, cancel)
-	if _, _, err := Dial(ctx, l, ln.Addr().String(), Hello{Role: Client}, none); !errors.Is(err, context.Canceled) {
+	_, _, err = Dial(ctx, l, silent, Hello{Role: Client}, none)
+	if !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled dial: %v", err)
 	}
 }

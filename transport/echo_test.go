@@ -255,9 +255,8 @@ func TestEchoOverTCP(t *testing.T) {
 		d := newDriver(32, MaxPayload)
 		mix := []int{0, 4096, 65536, 4096, 0, MaxPayload, 4096, 65536}
 		d.size = func(i int) int { return mix[i%len(mix)] }
-		c, reply, err := Dial(context.Background(), l, addr, Hello{Role: Client}, func(HelloReply) Handler {
-			return d
-		})
+		c, reply, err := Dial(context.Background(), l, addr, Hello{Role: Client},
+			func(HelloReply) Handler { return d })
 		if err != nil {
 			t.Fatal(err)
 		}
