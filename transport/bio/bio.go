@@ -1,11 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package bio is the block I/O request that a front end (the NBD server) hands
-// to a block device (a striped volume, a memory device, a single store).
-//
-// Everything in it is owned by one event loop: Submit and RequestDone run on it.
-// A Request is reused by its owner; the device keeps no reference after
-// RequestDone.
 package bio
 
 import (

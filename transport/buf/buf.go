@@ -1,21 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package buf is the pool of reference-counted, 4 KiB-aligned buffers in which
-// payload travels from a socket to a disk, or back, without being copied.
-//
-// Ownership: Get hands out a buffer with one reference. A function that keeps a
-// buffer past its return says so in its name (Enqueue, Submit) and the caller
-// Retains once for it; each holder Releases exactly once. Bytes are immutable
-// from the end of the receive until the last Release.
-//
-// The pool never grows after NewPool: its size is the sum of named consumers,
-// and Get returns nil when a class is exhausted. The caller then stops reading
-// from its socket until a Release (see Pool.Wait).
 package buf
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -26,6 +17,10 @@ import (
 // Align is the alignment of every buffer, in bytes: the block size, which also
 // satisfies O_DIRECT on every device that Braid accepts.
 const Align = 4096
+
+// maxUpgrade bounds how much larger than the fitting class a buffer may be that
+// stands in for it when it is exhausted.
+const maxUpgrade = 4
 
 // ErrTooLarge is returned by callers that ask for more than the largest class.
 var ErrTooLarge = errors.New("buf: larger than the largest class")
@@ -42,6 +37,9 @@ type Buf struct {
 	B     []byte
 	refs  atomic.Int32
 	class *class
+	// poisoned: B holds nothing but the poison since the last Release. Whoever owns
+	// the buffer, or the class's mu while it is free, may touch it.
+	poisoned bool
 }
 
 type class struct {
@@ -71,13 +69,18 @@ func NewPool(consumers ...Consumer) (*Pool, error) {
 	total := 0
 	for _, c := range consumers {
 		if c.Size <= 0 || c.Count <= 0 {
-			return nil, fmt.Errorf("buf: consumer %q asks for %d buffers of %d bytes", c.Name, c.Count, c.Size)
+			return nil, fmt.Errorf("buf: consumer %q asks for %d buffers of %d bytes: want at least 1 of 1",
+				c.Name, c.Count, c.Size)
 		}
 		size := (c.Size + Align - 1) &^ (Align - 1)
 		counts[size] += c.Count
 		total += size * c.Count
 	}
-	mem, err := unix.Mmap(-1, 0, total, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if total == 0 {
+		return nil, errors.New("buf: a pool without consumers")
+	}
+	mem, err := unix.Mmap(-1, 0, total, unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, fmt.Errorf("buf: map %d bytes for the buffer pool: %w", total, err)
 	}
@@ -85,11 +88,7 @@ func NewPool(consumers ...Consumer) (*Pool, error) {
 	for size := range counts {
 		p.classes = append(p.classes, &class{size: size, count: counts[size]})
 	}
-	for i := 1; i < len(p.classes); i++ { // insertion sort: a handful of classes
-		for j := i; j > 0 && p.classes[j].size < p.classes[j-1].size; j-- {
-			p.classes[j], p.classes[j-1] = p.classes[j-1], p.classes[j]
-		}
-	}
+	slices.SortFunc(p.classes, func(a, b *class) int { return a.size - b.size })
 	off := 0
 	for _, c := range p.classes {
 		c.free = make([]*Buf, 0, c.count)
@@ -106,15 +105,47 @@ func NewPool(consumers ...Consumer) (*Pool, error) {
 	return p, nil
 }
 
-// Poison makes Release overwrite freed buffers with 0xDB (tests).
+// poisonByte fills released buffers, where a test asked for it.
+const poisonByte = 0xDB
+
+// Poison makes Release overwrite freed buffers with 0xDB, and Get panic when one
+// was written to while it was free. For tests; call it before the first Get.
 func (p *Pool) Poison() { p.poison = true }
 
+func (b *Buf) fillPoison() {
+	b.B[0] = poisonByte
+	for n := 1; n < len(b.B); n *= 2 {
+		copy(b.B[n:], b.B[:n])
+	}
+	b.poisoned = true
+}
+
+func (b *Buf) checkPoison() {
+	if !b.poisoned {
+		return
+	}
+	b.poisoned = false
+	// All bytes are equal to their neighbour, and the first one is right.
+	if b.B[0] != poisonByte || !bytes.Equal(b.B[1:], b.B[:len(b.B)-1]) {
+		panic("buf: a buffer was written to after its last release")
+	}
+}
+
 // Get returns a buffer of at least n bytes with one reference, or nil when all
-// classes that could hold it are exhausted. It never allocates.
+// classes that could hold it are exhausted. It never allocates. It does not burn
+// a huge buffer on a small request: beyond the smallest class that fits, only
+// those up to maxUpgrade times its size are tried.
 func (p *Pool) Get(n int) *Buf {
+	largest := 0
 	for _, c := range p.classes {
 		if c.size < n {
 			continue
+		}
+		if largest == 0 {
+			largest = maxUpgrade * c.size
+		}
+		if c.size > largest {
+			break
 		}
 		c.mu.Lock()
 		if k := len(c.free); k > 0 {
@@ -125,12 +156,10 @@ func (p *Pool) Get(n int) *Buf {
 				panic("buf: a free buffer has references")
 			}
 			p.outstanding.Add(1)
+			b.checkPoison()
 			return b
 		}
 		c.mu.Unlock()
-		if c.size >= 4*n { // do not burn a huge buffer on a small request
-			break
-		}
 	}
 	return nil
 }
@@ -142,7 +171,9 @@ func (p *Pool) MaxSize() int { return p.classes[len(p.classes)-1].size }
 func (p *Pool) Outstanding() int { return int(p.outstanding.Load()) }
 
 // Wait registers fn to be called once, by the goroutine that makes the next
-// Release of a last reference. fn must only schedule (loop.Post, Defer).
+// Release of a last reference. fn must only schedule (loop.Post, Defer). The
+// caller must try Get once more after Wait, since the release that it waits for
+// may have come between its failed Get and Wait; fn is called nonetheless.
 func (p *Pool) Wait(fn func()) {
 	p.waitMu.Lock()
 	p.waiters = append(p.waiters, fn)
@@ -150,14 +181,26 @@ func (p *Pool) Wait(fn func()) {
 	p.waiting.Store(true)
 }
 
-// Close unmaps the memory. It panics if a buffer is outstanding.
+// Close unmaps the memory; Get then returns nil. It panics if a buffer is
+// outstanding. Closing again is harmless.
 func (p *Pool) Close() error {
 	if n := p.Outstanding(); n != 0 {
 		panic(fmt.Sprintf("buf: pool closed with %d buffers outstanding", n))
 	}
+	if p.mem == nil {
+		return nil
+	}
+	for _, c := range p.classes {
+		c.mu.Lock()
+		c.free = nil
+		c.mu.Unlock()
+	}
 	mem := p.mem
 	p.mem = nil
-	return unix.Munmap(mem)
+	if err := unix.Munmap(mem); err != nil {
+		return fmt.Errorf("buf: unmap %d bytes of the buffer pool: %w", len(mem), err)
+	}
+	return nil
 }
 
 // Retain adds a reference.
@@ -177,9 +220,7 @@ func (p *Pool) Release(b *Buf) {
 		panic("buf: released more often than retained")
 	}
 	if p.poison {
-		for i := range b.B {
-			b.B[i] = 0xDB
-		}
+		b.fillPoison()
 	}
 	c := b.class
 	c.mu.Lock()
