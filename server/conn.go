@@ -54,6 +54,7 @@ func (c *conn) Incoming(tc *transport.Conn, h *transport.Header) ([][]byte, bool
 		d.pause(c)
 		return nil, false
 	}
+	s.conn, s.state, s.since = c, slotReceiving, d.loop.Now()
 	payload := int(h.Payload)
 	need := payload
 	if h.Op == transport.OpRead && payload == 0 && h.Length <= cluster.ChunkSize {
@@ -71,7 +72,6 @@ func (c *conn) Incoming(tc *transport.Conn, h *transport.Header) ([][]byte, bool
 		}
 		s.payload = s.buf.B[:need]
 	}
-	s.conn, s.state, s.since = c, slotReceiving, d.loop.Now()
 	c.held++
 	c.incoming = s
 	if payload == 0 {
@@ -135,8 +135,10 @@ func (d *device) prepare(s *slot, sums []byte) transport.Status {
 		return status
 	}
 	r := &s.req
-	*r = store.Request{Ctx: r.Ctx, Volume: sess.volume, Gen: sess.gen, Interval: h.Interval,
-		Chunk: h.Chunk, Offset: h.Offset, Length: h.Length, FUA: h.Flags&transport.FlagFUA != 0}
+	clearRequest(r)
+	r.Volume, r.Gen, r.Interval = sess.volume, sess.gen, h.Interval
+	r.Chunk, r.Offset, r.Length = h.Chunk, h.Offset, h.Length
+	r.FUA = h.Flags&transport.FlagFUA != 0
 	if status := fillRequest(s, sums); status != transport.StatusOK {
 		return status
 	}
@@ -154,6 +156,17 @@ func (d *device) prepare(s *slot, sums []byte) transport.Status {
 	d.view.admit(cluster.PGID(h.PG))
 	s.counted = true
 	return transport.StatusOK
+}
+
+// clearRequest resets what the caller of the store owns. The rest of a request
+// is the store's, and there the disk operation of its last use is kept for the
+// next.
+func clearRequest(r *store.Request) {
+	r.Op, r.FUA, r.NoHole, r.Drained, r.Hole, r.Layer = 0, false, false, false, false, 0
+	r.Volume, r.Gen, r.Interval, r.Value = 0, 0, 0, 0
+	r.Chunk, r.Offset, r.Length = 0, 0, 0
+	r.Data, r.Sums, r.Status = nil, nil, transport.StatusOK
+	r.Regions, r.Chunks = nil, nil
 }
 
 // fillRequest checks the frame's shape and sets what differs between the ops.

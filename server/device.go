@@ -35,6 +35,7 @@ var errStopping = errors.New("server: the server is stopping")
 // once a cluster has claimed it, adds the store and the loop that owns it.
 type device struct {
 	path     string
+	uuid     cluster.UUID
 	backing  disk.Backing
 	id       store.Identity // constant once started
 	wasClean bool           // the last stop was
@@ -84,7 +85,7 @@ type device struct {
 
 // newDevice describes an opened disk that is not serving yet.
 func newDevice(path string, backing disk.Backing, id store.Identity, engine loop.Engine, log *slog.Logger) *device {
-	d := &device{path: path, backing: backing, id: id, engine: engine,
+	d := &device{path: path, uuid: id.Device, backing: backing, id: id, engine: engine,
 		hungAfter: hungAfter, log: log.With("device", path, "uuid", id.Device.String())}
 	d.report = client.DeviceReport{UUID: id.Device, Path: path, Size: uint64(id.Capacity),
 		StartCounter: id.Starts}
@@ -248,7 +249,7 @@ func (d *device) tell() {
 func (d *device) learn(m *cluster.Map) {
 	own := d.view.device
 	for id, dev := range m.Devices {
-		if dev.UUID == d.id.Device {
+		if dev.UUID == d.uuid {
 			own = id
 		}
 	}
@@ -294,8 +295,8 @@ func (d *device) dropVolumes(m *cluster.Map) {
 func (d *device) refreshReport() {
 	st := d.core.Stats()
 	d.stats.publish(&st, d.core.Pressure())
-	r := client.DeviceReport{UUID: d.id.Device, Path: d.path, Size: uint64(d.id.Capacity),
-		Used: st.Chunks * cluster.ChunkSize, StartCounter: d.id.Starts,
+	r := client.DeviceReport{UUID: d.uuid, Path: d.path, Size: uint64(d.id.Capacity),
+		Used: (st.Chunks - st.ChunksFree) * cluster.ChunkSize, StartCounter: d.id.Starts,
 		Incarnation: d.core.Incarnation(), Failed: d.hung, Volumes: map[cluster.VolumeID]cluster.Generation{}}
 	if d.state == deviceFailed {
 		r.Failed = "failed"

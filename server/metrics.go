@@ -26,19 +26,27 @@ type metric struct {
 
 func storeMetrics() []metric {
 	const c, g = prometheus.CounterValue, prometheus.GaugeValue
+	type stats = store.Stats
 	return []metric{
-		{"reads_total", "Read requests.", c, func(s *store.Stats) uint64 { return s.Reads }},
-		{"writes_total", "Write requests.", c, func(s *store.Stats) uint64 { return s.Writes }},
-		{"trims_total", "Trim and zero requests.", c, func(s *store.Stats) uint64 { return s.Trims }},
-		{"flushes_total", "Flush requests.", c, func(s *store.Stats) uint64 { return s.Flushes }},
-		{"device_flushes_total", "Cache flushes of the disk.", c, func(s *store.Stats) uint64 { return s.DeviceFlushes }},
-		{"log_pages_total", "Pages written to the log ring.", c, func(s *store.Stats) uint64 { return s.LogPages }},
-		{"fold_pages_total", "Checksum pages written.", c, func(s *store.Stats) uint64 { return s.FoldPages }},
-		{"rot_blocks_total", "Blocks that did not match their checksum.", c, func(s *store.Stats) uint64 { return s.Rot }},
-		{"store_errors_total", "Requests that the store failed.", c, func(s *store.Stats) uint64 { return s.Errors }},
-		{"chunks", "Chunks stored.", g, func(s *store.Stats) uint64 { return s.Chunks }},
-		{"chunks_free", "Chunks that fit in yet.", g, func(s *store.Stats) uint64 { return s.ChunksFree }},
-		{"activity_log_entries", "Regions in the activity log.", g, func(s *store.Stats) uint64 { return s.AL }},
+		{"reads_total", "Read requests.", c, func(s *stats) uint64 { return s.Reads }},
+		{"writes_total", "Write requests.", c, func(s *stats) uint64 { return s.Writes }},
+		{"trims_total", "Trim and zero requests.", c, func(s *stats) uint64 { return s.Trims }},
+		{"flushes_total", "Flush requests.", c, func(s *stats) uint64 { return s.Flushes }},
+		{"device_flushes_total", "Cache flushes of the disk.", c,
+			func(s *stats) uint64 { return s.DeviceFlushes }},
+		{"log_pages_total", "Pages written to the log ring.", c,
+			func(s *stats) uint64 { return s.LogPages }},
+		{"fold_pages_total", "Checksum pages written.", c,
+			func(s *stats) uint64 { return s.FoldPages }},
+		{"rot_blocks_total", "Blocks that did not match their checksum.", c,
+			func(s *stats) uint64 { return s.Rot }},
+		{"store_errors_total", "Requests that the store failed.", c,
+			func(s *stats) uint64 { return s.Errors }},
+		{"chunks", "Chunks that fit on the device.", g, func(s *stats) uint64 { return s.Chunks }},
+		{"chunks_free", "Chunks of them that are free.", g,
+			func(s *stats) uint64 { return s.ChunksFree }},
+		{"activity_log_entries", "Regions in the activity log.", g,
+			func(s *stats) uint64 { return s.AL }},
 	}
 }
 
@@ -56,8 +64,8 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	send(prometheus.CounterValue, "sent_bytes_total", "Bytes sent.", float64(tr.BytesOut))
 	for i, n := range tr.Closed {
 		if n > 0 {
-			send(prometheus.CounterValue, "connections_closed_total", "Connections that ended, by reason.", float64(n),
-				"reason", transport.Reason(i).String())
+			send(prometheus.CounterValue, "connections_closed_total", "Connections that ended, by reason.",
+				float64(n), "reason", transport.Reason(i).String())
 		}
 	}
 }
@@ -77,7 +85,7 @@ func sender(out chan<- prometheus.Metric, labels prometheus.Labels) sendFunc {
 }
 
 func (d *device) collect(out chan<- prometheus.Metric) {
-	send := sender(out, prometheus.Labels{"device": d.path, "uuid": d.id.Device.String()})
+	send := sender(out, prometheus.Labels{"device": d.path, "uuid": d.uuid.String()})
 	up := 0.0
 	if report := d.currentReport(); report.Failed == "" {
 		up = 1
@@ -86,18 +94,21 @@ func (d *device) collect(out chan<- prometheus.Metric) {
 	if !d.live.Load() {
 		return
 	}
-	st := &d.stats
-	send(prometheus.CounterValue, "frames_total", "Requests received.", float64(st.frames.Load()))
-	send(prometheus.CounterValue, "disk_operations_total", "Operations given to the disk.", float64(st.diskOps.Load()))
-	send(prometheus.CounterValue, "disk_errors_total", "Operations that the disk failed.", float64(st.diskErrors.Load()))
-	send(prometheus.CounterValue, "pauses_total", "Times a connection waited for memory.", float64(st.pauses.Load()))
-	send(prometheus.GaugeValue, "connections", "Open connections.", float64(st.conns.Load()))
-	send(prometheus.GaugeValue, "pressure", "Pressure of the activity log, 0 to 1000.", float64(st.pressure.Load()))
-	send(prometheus.GaugeValue, "buffers_out", "Payload buffers in use.", float64(d.pool.Outstanding()))
+	const c, g = prometheus.CounterValue, prometheus.GaugeValue
+	st, ls := &d.stats, d.loop.Stats()
+	send(c, "frames_total", "Requests received.", float64(st.frames.Load()))
+	send(c, "disk_operations_total", "Operations given to the disk.", float64(st.diskOps.Load()))
+	send(c, "disk_errors_total", "Operations that the disk failed.", float64(st.diskErrors.Load()))
+	send(c, "pauses_total", "Times a connection waited for memory.", float64(st.pauses.Load()))
+	send(g, "connections", "Open connections.", float64(st.conns.Load()))
+	send(g, "pressure", "Pressure of the activity log, 0 to 1000.", float64(st.pressure.Load()))
+	send(g, "buffers_out", "Payload buffers in use.", float64(d.pool.Outstanding()))
+	send(c, "loop_enters_total", "System calls that submit and wait.", float64(ls.Enters))
+	send(c, "loop_operations_total", "Operations that the loop completed.", float64(ls.Ops))
+	send(c, "loop_ring_operations_total", "Of these, by io_uring.", float64(ls.RingOps))
 	for i := range st.refusals {
 		if n := st.refusals[i].Load(); n > 0 {
-			send(prometheus.CounterValue, "refusals_total", "Replies other than OK.", float64(n),
-				"status", strconv.Itoa(i))
+			send(c, "refusals_total", "Replies other than OK.", float64(n), "status", strconv.Itoa(i))
 		}
 	}
 	if s := st.store.Load(); s != nil {
@@ -105,8 +116,4 @@ func (d *device) collect(out chan<- prometheus.Metric) {
 			send(m.kind, m.name, m.help, float64(m.value(s)))
 		}
 	}
-	ls := d.loop.Stats()
-	send(prometheus.CounterValue, "loop_enters_total", "System calls of the loop that submit and wait.", float64(ls.Enters))
-	send(prometheus.CounterValue, "loop_operations_total", "Operations that the loop completed.", float64(ls.Ops))
-	send(prometheus.CounterValue, "loop_ring_operations_total", "Of these, by io_uring.", float64(ls.RingOps))
 }

@@ -133,7 +133,8 @@ func (d *device) control(s *slot) {
 	}
 	d.sessions.fence(volume, gen, opener)
 	s.open = open
-	s.req = store.Request{Op: store.OpFence, Ctx: s, Volume: volume, Gen: gen}
+	clearRequest(&s.req)
+	s.req.Op, s.req.Volume, s.req.Gen = store.OpFence, volume, gen
 	d.submit(s)
 }
 

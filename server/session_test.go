@@ -139,7 +139,8 @@ func TestRefusals(t *testing.T) {
 		}
 	}
 	m.edit(func(next *cluster.Map) { // the device is no longer in sync
-		next.PGs[1] = []*cluster.PG{{ID: testPG, Epoch: 2, Replicas: []cluster.DeviceID{1}, InSync: []cluster.DeviceID{9}}}
+		next.PGs[1] = []*cluster.PG{{ID: testPG, Epoch: 2, Replicas: []cluster.DeviceID{1},
+			InSync: []cluster.DeviceID{9}}}
 	})
 	p.want(transport.StatusRefused, with(rd, func(h *transport.Header) { h.Epoch = 2 }), nil)
 	p.close()

@@ -40,8 +40,7 @@ func newView() *view {
 	return &view{sets: map[uint32][]group{}, tables: map[uint32][]*cluster.PG{}}
 }
 
-// learn adopts a map for the device with that identity and reports whether the
-// map knows the device.
+// learn adopts a map for the device of that number, 0 while it has none.
 func (v *view) learn(m *cluster.Map, device cluster.DeviceID) {
 	roleChanges := v.device != device
 	v.device, v.current = device, m
