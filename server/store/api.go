@@ -89,7 +89,8 @@ type Request struct {
 	cost  uint32
 	phase uint8
 	stage uint8
-	wrote bool
+
+	present bitmap // of a read
 }
 
 // Region is an entry of the activity log.
@@ -148,6 +149,8 @@ type IO struct {
 	owner ioOwner
 	req   *Request
 	index uint32
+	page  uint32
+	slot  uint32
 }
 
 // EffectKind says what the shell has to do.
@@ -208,4 +211,5 @@ type Stats struct {
 	FoldPages, HeaderPages, PageReads    uint64 // 4 KiB page writes, header page writes, page reads
 	ALAdds, ALRemoves, ALRelogs          uint64
 	Verified, Torn, Rot, Errors          uint64 // chunks verified after a crash; blocks
+	HeaderRebuilds                       uint64 // header pages rebuilt from chunk pages at the start
 }

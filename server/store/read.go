@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"encoding/binary"
+
+	"github.com/cespare/xxhash/v2"
+
+	"braid/transport"
+)
+
+// stepRead carries a read or a bitmap query on. Absent blocks are filled with
+// zeroes; what the device holds there never shows.
+func (c *Core) stepRead(r *Request) {
+	key := r.key()
+	slot, ok := c.slots.find(&key)
+	if !ok {
+		c.endHole(r)
+		return
+	}
+	in := &c.slots.info[slot]
+	if r.page == 0 {
+		if r.page = c.pageOf(slot); r.page == 0 {
+			c.awaitCache(r)
+			return
+		}
+		c.pin(r.page)
+	} else if c.cache.at(r.page).slot != slot { // freed and stored anew meanwhile
+		c.unpin(r.page)
+		r.page = 0
+		c.stepRead(r)
+		return
+	}
+	p := c.cache.at(r.page)
+	switch p.state {
+	case pageReady:
+	case pageBroken:
+		st := p.fault
+		c.unpin(r.page)
+		c.reply(r, st)
+		return
+	default:
+		c.wantLoad(r.page)
+		c.cache.wait[r.page].push(r)
+		return
+	}
+	if in.al != 0 && c.al.ent[in.al].marks&MarkVerify != 0 {
+		c.wantVerify(in.al)
+		c.al.wait[in.al].push(r)
+		return
+	}
+	if r.Op == OpBitmap {
+		p.bits.put(r.Data)
+		c.unpin(r.page)
+		c.reply(r, transport.StatusOK)
+		return
+	}
+	c.readBlocks(r, p, slot)
+}
+
+// readBlocks hands out the stored checksums and reads from the first present
+// block to the last one in a single I/O.
+func (c *Core) readBlocks(r *Request, p *page, slot uint32) {
+	m := p.bits.and(r.span())
+	if m.empty() {
+		c.unpin(r.page)
+		r.page = 0
+		c.endHole(r)
+		return
+	}
+	first := r.Offset >> blockShift
+	for i := range r.Length >> blockShift {
+		s := c.zeroSum
+		if m.has(first + i) {
+			s = p.sums[first+i]
+		}
+		binary.LittleEndian.PutUint64(r.Sums[8*i:], s)
+	}
+	a, b := m.first()-first, m.last()-first+1
+	r.slot, r.stage = slot, stageIO
+	r.io.Kind, r.io.Meta, r.io.owner, r.io.req = IORead, false, ownRequest, r
+	r.io.Off = c.lay.dataAt(slot) + int64(first+a)<<blockShift
+	r.io.Data = r.Data[a<<blockShift : b<<blockShift]
+	r.io.Len = int64(len(r.io.Data))
+	// The bitmap may change before the read returns, the answer may not.
+	r.present = m
+	c.startIO(&r.io)
+}
+
+func (c *Core) readDone(r *Request, err error) {
+	if c.failed != nil {
+		c.reply(r, transport.StatusIO)
+		return
+	}
+	c.unpin(r.page)
+	if err != nil {
+		c.stats.Errors++
+		c.reply(r, transport.StatusIO)
+		return
+	}
+	first := r.Offset >> blockShift
+	st := transport.StatusOK
+	for i := range r.Length >> blockShift {
+		b := r.Data[i<<blockShift : (i+1)<<blockShift]
+		if !r.present.has(first + i) {
+			clear(b)
+		} else if c.cfg.VerifyReads && xxhash.Sum64(b) != binary.LittleEndian.Uint64(r.Sums[8*i:]) {
+			// Not torn: a region that a crash left uncertain was verified before its
+			// first read. It is rot, to be repaired from another copy (rule 22).
+			c.stats.Rot++
+			st = transport.StatusRot
+		}
+	}
+	c.stats.Reads++
+	c.reply(r, st)
+}
+
+func (c *Core) endHole(r *Request) {
+	if r.page != 0 {
+		c.unpin(r.page)
+	}
+	r.Hole = true
+	c.stats.Holes++
+	c.reply(r, transport.StatusOK)
+}
+
+// pageOf returns the page of a slot, in the cache or to be loaded, or 0 when
+// the cache has no room.
+func (c *Core) pageOf(slot uint32) uint32 {
+	i := c.slots.info[slot].page
+	if i != 0 {
+		return i
+	}
+	return c.newPage(slot)
+}
+
+// awaitCache queues a request until a page of the cache can be evicted.
+func (c *Core) awaitCache(r *Request) {
+	if c.waiting == r {
+		c.cacheQ.pushFront(r)
+	} else {
+		c.cacheQ.push(r)
+	}
+}
