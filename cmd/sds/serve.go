@@ -78,9 +78,12 @@ registered, and from then on serve no other.`,
 	fs.StringSliceVar(&f.mdm, "mdm", envList("BRAID_MDM"), "metadata managers, HOST:PORT[,...] ($BRAID_MDM)")
 	fs.StringArrayVar(&f.devices, "device", nil, "a formatted block device or file; may be repeated")
 	fs.StringVar(&f.listen, "listen", defaultListen, "where clients connect; port 0 takes a free one")
-	fs.StringVar(&f.advertise, "advertise", "", "HOST:PORT that others reach this server by (default: the listen address)")
-	fs.StringVar(&f.name, "name", "", "the server's name, unique in the cluster (default: HOSTNAME:PORT)")
-	fs.StringVar(&f.faultSet, "fault-set", "", "copies of one chunk never share a fault set (default: the name)")
+	fs.StringVar(&f.advertise, "advertise", "",
+		"HOST:PORT that others reach this server by (default: the listen address)")
+	fs.StringVar(&f.name, "name", "",
+		"the server's name, unique in the cluster (default: HOSTNAME:PORT)")
+	fs.StringVar(&f.faultSet, "fault-set", "",
+		"copies of one chunk never share a fault set (default: the name)")
 	fs.BoolVar(&f.insecure, "insecure", false, "allow a non-loopback address without TLS")
 	fs.StringVar(&f.engine, "engine", envOr("BRAID_ENGINE", "auto"), "auto, io_uring or pool ($BRAID_ENGINE)")
 	fs.StringVar(&f.metrics, "metrics", "", "serve Prometheus metrics on HOST:PORT")
