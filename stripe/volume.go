@@ -73,6 +73,7 @@ type Volume struct {
 	timer    loop.Timer
 	armed    int64 // the deadline that timer is set to; 0: none
 	draining bool
+	deferred bool          // a drain is due at the end of this turn
 	closing  bool          // Detach has begun: nothing new is let in
 	ended    bool          // nothing is dialled any more
 	idle     chan struct{} // closed when the core is idle, if somebody waits
@@ -100,14 +101,27 @@ func (m *message) MsgSent(*transport.Msg, error) {
 	v.drain()
 }
 
-// Submit starts a request. It is part of nbd.Device.
+// Submit starts a request, which never ends inside the call. What all requests
+// of one turn of the loop lead to is carried out at its end. It is part of
+// nbd.Device.
 func (v *Volume) Submit(r *bio.Request) {
 	if v.closing {
-		r.Err = bio.ErrShutdown
-		r.Done.RequestDone(r)
-		return
+		v.core.Refuse(r, bio.ErrShutdown)
+	} else {
+		v.core.Submit(v.loop.Now(), r)
 	}
-	v.core.Submit(v.loop.Now(), r)
+	if !v.draining && !v.deferred {
+		v.deferred = true
+		v.loop.Defer((*deferredVolume)(v))
+	}
+}
+
+// deferredVolume keeps RunDeferred out of Volume's methods.
+type deferredVolume Volume
+
+func (d *deferredVolume) RunDeferred() {
+	v := (*Volume)(d)
+	v.deferred = false
 	v.drain()
 }
 

@@ -293,6 +293,12 @@ func (c *Core) completeNow(r *bio.Request, err error) {
 	c.emit(Effect{Kind: Complete, Request: r})
 }
 
+// Refuse completes a request with err, by an effect as always.
+func (c *Core) Refuse(r *bio.Request, err error) {
+	r.Err = nil
+	c.completeNow(r, err)
+}
+
 // run carries on with whatever an input has set free, until nothing is left. A
 // loop, not recursion: one release may set a long chain going.
 func (c *Core) run() {

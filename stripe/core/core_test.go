@@ -48,12 +48,12 @@ func TestSimulation(t *testing.T) {
 			c.devices, c.replicas, c.restarts, c.powerLoss = 4, 2, 80, true
 		}, []string{"power-loss", "drop-replica", "lost"}},
 		{"bad reads", 3000, func(c *simConfig) { c.badReads, c.drops = 30, 50 }, []string{"bad-read"}},
-		// The log must hold at least what is incomplete at once: 3 chunks of 4 requests.
+		// The log must hold at least what is incomplete at once: 4 chunks of 4 requests.
 		{"pressure", 3000, func(c *simConfig) {
-			c.size, c.requests, c.maxLength, c.alCap, c.drops = 64<<20, 4, 16<<10, 14, 30
+			c.size, c.requests, c.maxLength, c.alCap, c.drops = 64<<20, 4, 16<<10, 18, 30
 		}, []string{"flush"}},
 		{"full logs", 3000, func(c *simConfig) {
-			c.size, c.requests, c.maxLength, c.alCap, c.drops = 64<<20, 4, 16<<10, 14, 30
+			c.size, c.requests, c.maxLength, c.alCap, c.drops = 64<<20, 4, 16<<10, 18, 30
 			c.silent = true
 		}, []string{"al-full"}},
 		{"few tables", 3000, func(c *simConfig) { c.requests, c.frames, c.drops = 3, 4, 50 }, nil},
