@@ -132,7 +132,8 @@ func (u *uring) ready() bool {
 func (u *uring) wait(timeout int64) {
 	u.prepare()
 	switch {
-	case timeout == 0 || !u.failed.empty() || !u.backlog.empty() || len(u.cancels) > 0:
+	case timeout == 0 || !u.failed.empty() || !u.backlog.empty() || len(u.cancels) > 0 || !u.armed:
+		// Something is left to do that no completion would announce.
 		u.enter(enterGetEvents, 0, 0)
 	case u.spin.limit > 0 && u.poll(timeout):
 	default:
