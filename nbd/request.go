@@ -153,9 +153,10 @@ func (c *Conn) answerCurrent() {
 	r.all = true
 	p := c.takePiece(r)
 	switch {
+	case !c.o.Structured:
 	case r.cmd == cmdBlockStatus:
 		p.reply = replyStatus
-	case r.cmd == cmdRead && c.o.Structured:
+	case r.cmd == cmdRead:
 		p.reply = replyWhole
 	}
 	if r.whole {
