@@ -10,7 +10,9 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -63,13 +65,13 @@ func LockAll() error {
 	return prefaultText()
 }
 
-// Prefault touches every page of b for writing, so that its first use later
-// needs no memory from the kernel. The bytes keep their values.
+// Prefault has the kernel give memory to every page of b now, so that its first
+// use later needs none. b is aligned to 8 bytes, which keep their values.
 func Prefault(b []byte) {
-	const page = 4096
-	for i := 0; i < len(b); i += page {
-		v := b[i]
-		b[i] = v
+	const page, word = 4096, 8
+	// An atomic addition of nothing is a write that the compiler leaves alone.
+	for i := 0; i+word <= len(b); i += page {
+		atomic.AddUint64((*uint64)(unsafe.Pointer(&b[i])), 0)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -85,13 +86,29 @@ func mayFlush(t *testing.T) bool {
 
 // Goal: locking works or says what it lacks, and prefaulting changes no byte.
 func TestLockAndPrefault(t *testing.T) {
-	b := make([]byte, 1<<16)
-	b[4096], b[5000] = 7, 8
+	const size, page = 1 << 20, 4096
+	b, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(b)
+	b[page], b[page+900] = 7, 8
 	Prefault(b)
-	if b[4096] != 7 || b[5000] != 8 || b[0] != 0 {
+	if b[page] != 7 || b[page+900] != 8 || b[0] != 0 {
 		t.Fatal("Prefault changed a byte")
 	}
-	err := LockAll()
+	resident := make([]byte, size/page)
+	_, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&b[0])), size,
+		uintptr(unsafe.Pointer(&resident[0])))
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	for i, r := range resident {
+		if r&1 == 0 {
+			t.Fatalf("page %d is not resident", i)
+		}
+	}
+	err = LockAll()
 	if err != nil && !strings.Contains(err.Error(), "CAP_IPC_LOCK") {
 		t.Fatal(err)
 	}
