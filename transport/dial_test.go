@@ -328,6 +328,17 @@ func TestEndedLoop(t *testing.T) {
 	}
 }
 
+// A handler whose connection breaks before it starts hears of the end, once.
+func TestAcceptedInVain(t *testing.T) {
+	l, p, s := newLoop(t, loop.Auto), newProbe(), &Listener{Counters: new(Counters)}
+	ours, theirs := net.Pipe() // has no file descriptor
+	go io.ReadFull(theirs, make([]byte, HelloReplySize))
+	s.welcome(ours, Hello{Role: Client}, l, p, HelloReply{})
+	if err := p.end(t); err == nil || s.Counters.Read().Closed[ReasonHello] != 1 {
+		t.Errorf("ended with %v, counted %v", err, s.Counters.Read().Closed)
+	}
+}
+
 // A loop that ends takes its connections with it.
 func TestLoopEndsFirst(t *testing.T) {
 	forEngines(t, func(t *testing.T, l *loop.Loop) {

@@ -4,6 +4,8 @@ package transport
 
 import (
 	"errors"
+	"io"
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -81,6 +83,39 @@ func TestPausedIsNotHung(t *testing.T) {
 		if err := p.end(t); !errors.Is(err, ErrHung) { // now it is judged again
 			t.Fatalf("closed with %v", err)
 		}
+	})
+}
+
+// Goal: who only receives, without a pause, still shows that it lives. Method: a
+// raw peer trickles a large payload for as long as it takes to hear ten pings.
+func TestReceiverSpeaks(t *testing.T) {
+	forEngines(t, func(t *testing.T, l *loop.Loop) {
+		fds := sockets(t, 0)
+		p, peer := newProbe(), raw(t, fds[1])
+		c := attach(t, l, fds[0], p, quick)
+		stream := wire(message(rand.New(rand.NewPCG(1, 1)), 1, MaxPayload, 1))
+		heard := make(chan bool)
+		go func() {
+			defer close(heard)
+			b := make([]byte, 10*HeaderSize)
+			if _, err := io.ReadFull(peer, b); err != nil {
+				t.Error(err)
+			}
+		}()
+		for n := range stream {
+			if _, err := peer.Write(stream[n : n+1]); err != nil {
+				t.Fatal(err)
+			}
+			until(t, "the byte to arrive", func() bool {
+				return c.Counters().Read().BytesIn > uint64(n)
+			})
+			select {
+			case <-heard:
+				return
+			default:
+			}
+		}
+		t.Fatal("not heard in all that time")
 	})
 }
 

@@ -39,7 +39,8 @@ const (
 
 // Times. The keep-alive ones can be set for each connection.
 const (
-	// DefaultKeepAlive is how long nothing may be heard before a ping is sent.
+	// DefaultKeepAlive is the keep-alive's tick: a ping is sent in each in which
+	// nothing was heard, or nothing said.
 	DefaultKeepAlive = 500 * time.Millisecond
 	// DefaultSilence is how long nothing may be heard before the peer counts as
 	// hung. It is found within one DefaultKeepAlive more.

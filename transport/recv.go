@@ -72,27 +72,32 @@ func (c *Conn) receive() {
 	if c.state != open || in.paused || in.ready || in.op.Active() {
 		return
 	}
+	in.aim()
+	c.loop.Submit(&in.op)
+}
+
+// aim points the operation at where the next bytes belong.
+func (in *inbound) aim() {
 	if in.r == in.w {
 		in.r, in.w = 0, 0
 	}
 	in.direct = in.stage == atPayload && in.hdr.Payload >= SmallPayload
 	if in.direct {
-		in.aim()
-	} else {
-		// What is unparsed is at most a header and its checksums: cheap to move.
-		if in.r > 0 && len(in.buf)-in.w < in.window {
-			in.w = copy(in.buf, in.buf[in.r:in.w])
-			in.r = 0
-		}
-		in.op.Kind = loop.Recv
-		in.op.Buf = in.buf[in.w:min(in.w+in.window, len(in.buf))]
+		in.aimAtViews()
+		return
 	}
-	c.loop.Submit(&in.op)
+	// What is unparsed is at most a header and its checksums: cheap to move.
+	if in.r > 0 && len(in.buf)-in.w < in.window {
+		in.w = copy(in.buf, in.buf[in.r:in.w])
+		in.r = 0
+	}
+	in.op.Kind = loop.Recv
+	in.op.Buf = in.buf[in.w:min(in.w+in.window, len(in.buf))]
 }
 
-// aim points the operation at what is missing of the payload, and behind it at
-// the empty buffer, so that the next header needs no system call of its own.
-func (in *inbound) aim() {
+// aimAtViews points it at what is missing of the payload, and behind it at the
+// empty buffer, so that the next header needs no system call of its own.
+func (in *inbound) aimAtViews() {
 	in.iov = in.iov[:0]
 	off := in.off
 	for _, v := range in.views[in.next:] {

@@ -205,6 +205,7 @@ func (c *Conn) accepted(res int) {
 		c.fail("send to", io.ErrNoProgress)
 		return
 	}
+	c.ka.spoke = true
 	out.done += res
 	frames := uint64(0)
 	// A Sender may close the connection or send again; the batch in hand is not
