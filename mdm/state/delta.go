@@ -35,7 +35,7 @@ func (s *State) Delta(from uint64, volumes []cluster.VolumeID) *cluster.Delta {
 		}
 	}
 	if since > 0 {
-		for _, g := range s.gone {
+		for _, g := range s.goneDevices {
 			if _, back := s.devices[g.value]; g.version > since && !back {
 				d.RemovedDevices = append(d.RemovedDevices, g.value)
 			}
@@ -65,8 +65,19 @@ func (s *State) deltaVolumes(d *cluster.Delta, since int64, volumes []cluster.Vo
 			d.Volumes = append(d.Volumes, v.cluster())
 		}
 	}
-	for _, id := range slices.Sorted(maps.Keys(s.removed)) {
-		if s.mod[removedKey(id)] > since && (all || slices.Contains(volumes, id)) {
+	removed := map[cluster.VolumeID]bool{}
+	for id := range s.removed {
+		removed[id] = s.mod[removedKey(id)] > since
+	}
+	// Who is behind may have missed a volume's end although its tombstone is gone
+	// by now.
+	for _, g := range s.goneVolumes {
+		if since > 0 && g.version > since {
+			removed[g.value] = true
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(removed)) {
+		if removed[id] && (all || slices.Contains(volumes, id)) {
 			d.RemovedVolumes = append(d.RemovedVolumes, id)
 		}
 	}

@@ -38,8 +38,9 @@ type State struct {
 	pages    map[uint32]map[int][]versioned[*cluster.PG]
 	events   []Event // oldest first
 
-	gone       []versioned[cluster.DeviceID] // deleted devices since floor
-	mapVersion int64                         // revision of the newest change that the map shows
+	goneDevices []versioned[cluster.DeviceID] // deleted since floor, oldest first
+	goneVolumes []versioned[cluster.VolumeID]
+	mapVersion  int64 // revision of the newest change that the map shows
 }
 
 // versioned is a part of the map with the revision in which it changed.
@@ -133,11 +134,14 @@ func (s *State) applyMap(kind, name string, c Change) error {
 	case devicePrefix:
 		id, err := hex[cluster.DeviceID](name)
 		if err == nil && c.Value == nil {
-			s.gone = append(s.gone, versioned[cluster.DeviceID]{id, c.Revision})
+			s.goneDevices = remember(s, s.goneDevices, id, c.Revision)
 		}
 		return orElse(err, func() error { return applyRecord(s.devices, id, c.Value) })
 	case volumePrefix:
 		id, err := hex[cluster.VolumeID](name)
+		if err == nil && c.Value == nil {
+			s.goneVolumes = remember(s, s.goneVolumes, id, c.Revision)
+		}
 		return orElse(err, func() error { return applyRecord(s.volumes, id, c.Value) })
 	case removedPrefix:
 		id, err := hex[cluster.VolumeID](name)
@@ -148,6 +152,19 @@ func (s *State) applyMap(kind, name string, c Change) error {
 	default:
 		return s.applyPage(name, c)
 	}
+}
+
+// maxGone is how many deletions are remembered for those who are behind.
+const maxGone = 4096
+
+// remember adds a deletion. What is forgotten for it raises the floor: who is
+// behind that gets a whole map.
+func remember[T any](s *State, gone []versioned[T], id T, revision int64) []versioned[T] {
+	if len(gone) >= maxGone {
+		s.floor = max(s.floor, gone[0].version)
+		gone = slices.Clone(gone[1:])
+	}
+	return append(gone, versioned[T]{id, revision})
 }
 
 func (s *State) applyIdentity(c Change) error {
