@@ -278,9 +278,6 @@ func (c *Core) trivial(r *bio.Request) bool {
 		return true
 	case bio.Flush:
 		return c.cfg.ReadOnly
-	case bio.Trim:
-		first, end := innerBlocks(r.Off, r.Len)
-		return first >= end
 	}
 	return r.Len == 0
 }

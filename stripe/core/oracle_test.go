@@ -42,14 +42,9 @@ func (s *sim) submit() {
 		}
 		copy(s.model[off:], j.r.Data)
 		s.newVersions(j, j.r.Off, j.r.Off+j.r.Len)
-	case bio.WriteZeroes:
+	case bio.WriteZeroes, bio.Trim:
 		clear(s.model[off : off+length])
 		s.newVersions(j, j.r.Off, j.r.Off+j.r.Len)
-	case bio.Trim:
-		if first, end := innerBlocks(j.r.Off, j.r.Len); first < end {
-			clear(s.model[first:end])
-			s.newVersions(j, first, end)
-		}
 	}
 	s.core.Submit(s.now, &j.r)
 }

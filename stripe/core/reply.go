@@ -273,6 +273,7 @@ func (c *Core) readReply(ref int32, h *transport.Header, received bool, sums []b
 		for _, v := range p.views {
 			clear(v)
 		}
+		c.noteHole(p)
 		c.readDone(pi, nil)
 	case !received: // it was thrown away because the other copy was receiving
 		if p.open > 1 {
@@ -286,6 +287,19 @@ func (c *Core) readReply(ref int32, h *transport.Header, received bool, sums []b
 		c.replicaFailed(ref)
 	default:
 		c.readDone(pi, nil)
+	}
+}
+
+// noteHole remembers that an edge block holds no data.
+func (c *Core) noteHole(p *piece) {
+	q := &c.reqs[p.req]
+	if q.phase != phaseEdges {
+		return
+	}
+	if q.headCut && c.layout.Offset(p.chunk, p.off) == q.first {
+		q.headHole = true
+	} else {
+		q.tailHole = true
 	}
 }
 

@@ -38,6 +38,8 @@ type request struct {
 	issued           bool // all pieces of the phase have been made
 	walking          bool // it is in the middle of a leg
 	headCut, tailCut bool
+	headHole         bool // the edge block holds no data
+	tailHole         bool
 	legCount, legAt  uint8
 	legs             [3]leg
 	first, end       uint64
@@ -63,11 +65,6 @@ func (q *request) writes() bool {
 
 const blockMask = cluster.BlockSize - 1
 
-// innerBlocks is the whole blocks within a range: what a trim may touch.
-func innerBlocks(off, length uint64) (first, end uint64) {
-	return (off + blockMask) &^ blockMask, (off + length) &^ blockMask
-}
-
 // start puts r into a slot and asks for its range.
 func (c *Core) start(r *bio.Request) {
 	slot := c.freeReqs[len(c.freeReqs)-1]
@@ -88,11 +85,7 @@ func (c *Core) start(r *bio.Request) {
 
 func (q *request) setRange() {
 	off, end := q.r.Off, q.r.Off+q.r.Len
-	q.headCut, q.tailCut = false, false
-	if q.op == bio.Trim {
-		q.first, q.end = innerBlocks(off, q.r.Len)
-		return
-	}
+	q.headCut, q.tailCut, q.headHole, q.tailHole = false, false, false, false
 	q.first, q.end = off&^blockMask, (end+blockMask)&^blockMask
 	if q.op == bio.BlockStatus {
 		q.end = min(q.end, q.first+maxStatusLength)
@@ -126,11 +119,14 @@ func (c *Core) proceed(slot int32) {
 		q.addLeg(transport.OpStatus, q.first, q.end)
 	case bio.Write:
 		q.addLeg(transport.OpWrite, q.first, q.end)
-	case bio.Trim:
-		q.addLeg(transport.OpTrim, q.first, q.end)
-	case bio.WriteZeroes:
+	case bio.Trim, bio.WriteZeroes:
+		// What is trimmed reads as zeroes, to the byte, as in a file.
 		first, end := q.inner()
-		q.addLeg(transport.OpZero, first, end)
+		if q.op == bio.Trim {
+			q.addLeg(transport.OpTrim, first, end)
+		} else {
+			q.addLeg(transport.OpZero, first, end)
+		}
 		c.edgeLegs(q, transport.OpWrite)
 	}
 	c.issue(slot)
@@ -161,11 +157,13 @@ func (q *request) inner() (first, end uint64) {
 	return first, end
 }
 
+// edgeLegs reads or writes the edge blocks. One that holds no data is not
+// written: to zero a part of it changes nothing.
 func (c *Core) edgeLegs(q *request, op transport.Op) {
-	if q.headCut {
+	if q.headCut && !q.headHole {
 		q.addLeg(op, q.first, q.first+cluster.BlockSize)
 	}
-	if q.tailCut {
+	if q.tailCut && !q.tailHole {
 		q.addLeg(op, q.end-cluster.BlockSize, q.end)
 	}
 }
@@ -275,10 +273,10 @@ func (q *request) edges(do func(q *request, block []byte, at uint64)) {
 
 // merge puts the front end's bytes over what the edge blocks hold.
 func (q *request) merge() {
-	if q.op == bio.WriteZeroes {
-		q.edges(zeroEdge)
-	} else {
+	if q.op == bio.Write {
 		q.edges(writeEdge)
+	} else {
+		q.edges(zeroEdge)
 	}
 }
 
