@@ -213,8 +213,12 @@ func TestMoreOpsThanRingSlots(t *testing.T) {
 		for range n {
 			wantErrno(t, "recv", w.next(t).res, unix.ECANCELED)
 		}
-		if s := l.Stats(); s.Active != 0 {
+		s := l.Stats()
+		if s.Active != 0 {
 			t.Fatalf("%d ops left", s.Active)
+		}
+		if l.Engine() == Uring && s.Overflows == 0 {
+			t.Error("the completion ring never overflowed; the test shows less than it should")
 		}
 	})
 }
@@ -320,7 +324,8 @@ func (f deferFunc) RunDeferred() { f() }
 func TestMisuse(t *testing.T) {
 	onEngines(t, func(t *testing.T, l *Loop) {
 		a, _ := pair(t, 0)
-		op := &Op{Kind: Recv, FD: a, Buf: make([]byte, 1), Done: newWaiter()}
+		w := newWaiter()
+		op := &Op{Kind: Recv, FD: a, Buf: make([]byte, 1), Done: w}
 		l.Call(func() {
 			l.Submit(op)
 			mustPanic(t, "second Submit", func() { l.Submit(op) })
@@ -329,7 +334,9 @@ func TestMisuse(t *testing.T) {
 			if !op.Active() {
 				t.Error("the op is not active")
 			}
+			l.Cancel(op)
 		})
+		wantErrno(t, "recv", w.next(t).res, unix.ECANCELED)
 	})
 }
 

@@ -99,7 +99,7 @@ func (p *pool) wait(timeout int64) {
 	for op := p.fresh.pop(); op != nil; op = p.fresh.pop() {
 		p.first(op)
 	}
-	if !p.done.empty() {
+	if !p.done.empty() { // also where a descriptor could not be watched
 		timeout = 0
 	}
 	n := p.poll(timeout)
@@ -225,9 +225,16 @@ func (p *pool) arm(fd int) {
 	if errno == unix.ENOENT {
 		errno = p.control(unix.EPOLL_CTL_ADD, fd, events|unix.EPOLLONESHOT)
 	}
-	if errno != 0 {
-		panic(fmt.Sprintf("loop %s: watch descriptor %d: %v (was it closed while an op was active?)",
-			p.l.opts.Name, fd, errno))
+	if errno == 0 {
+		return
+	}
+	// No memory or no watches left for this user, or the owner closed the descriptor
+	// under its ops: it hears of it from them.
+	s.armed = 0
+	for _, q := range [...]*opQueue{&s.recvs, &s.sends} {
+		for op := q.pop(); op != nil; op = q.pop() {
+			p.end(op, -int(errno))
+		}
 	}
 }
 
