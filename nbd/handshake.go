@@ -208,6 +208,8 @@ func (n *negotiation) exportName(arg []byte) (*Export, error) {
 	return e, nil
 }
 
+// list names the exports. Descriptions are left to INFO: go-nbd's client takes
+// what follows a name for the next one.
 func (n *negotiation) list(arg []byte) error {
 	if len(arg) != 0 {
 		return n.refuse(optList, repErrInvalid, "this option has no data")
@@ -215,7 +217,6 @@ func (n *negotiation) list(arg []byte) error {
 	for _, e := range n.server.Exports() {
 		b := binary.BigEndian.AppendUint32(nil, uint32(len(e.Name)))
 		b = append(b, e.Name...)
-		b = append(b, e.Description...)
 		if err := n.reply(optList, repServer, b); err != nil {
 			return err
 		}
