@@ -4,7 +4,6 @@ package transport
 
 import (
 	"errors"
-	"io"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -37,41 +36,53 @@ func TestHungPeer(t *testing.T) {
 	})
 }
 
-// A peer that only answers pings lives, and so does one that only pings.
+// byHand is a keep-alive whose ticks are the test's: tick calls them.
+var byHand = Config{KeepAlive: time.Hour, Silence: 4 * time.Hour}
+
+func tick(l *loop.Loop, c *Conn) { l.Call(func() { c.tick(nil) }) }
+
+// Goal: a peer that only answers pings lives. Method: far more ticks than the
+// limit, each only after the answer to the ping before has come.
 func TestPingsKeepAlive(t *testing.T) {
 	forEngines(t, func(t *testing.T, l *loop.Loop) {
 		fds := sockets(t, 0)
 		p, q := newProbe(), newProbe()
-		slow := Config{KeepAlive: 20 * time.Millisecond, Silence: 60 * time.Millisecond}
-		a := attach(t, l, fds[0], p, quick)
-		b := attach(t, l, fds[1], q, slow)
-		until(t, "20 pings and answers", func() bool {
-			return len(p.ended)+len(q.ended) > 0 || b.Counters().Read().FramesIn > 20
-		})
+		a := attach(t, l, fds[0], p, byHand)
+		b := attach(t, l, fds[1], q, byHand)
+		tick(l, a) // the first counts as heard
+		for answers := range uint64(20) {
+			// The peer's answer is heard in one tick, so the ping comes in the next.
+			tick(l, a)
+			tick(l, a)
+			until(t, "the answer", func() bool { return a.Counters().Read().FramesIn > answers })
+		}
 		if len(p.ended)+len(q.ended) > 0 {
 			t.Fatal("a connection ended though its peer lives")
 		}
-		if n := a.Counters().Read(); n.FramesIn == 0 || len(p.frames)+len(q.frames) != 0 {
+		if n := b.Counters().Read(); n.FramesIn == 0 || len(p.frames)+len(q.frames) != 0 {
 			t.Errorf("%+v; pings reached a handler: %d", n, len(p.frames)+len(q.frames))
 		}
 	})
 }
 
 // Goal: a connection without memory neither judges its peer nor looks hung to
-// it. Method: a raw peer says nothing further and counts the pings that come.
+// it. Method: a raw peer says nothing further and hears a ping for each tick.
 func TestPausedIsNotHung(t *testing.T) {
 	forEngines(t, func(t *testing.T, l *loop.Loop) {
 		fds := sockets(t, 0)
 		p, peer := newProbe(), raw(t, fds[1])
 		full := true
 		p.incoming = func(*Conn, *Header) bool { return !full }
-		c := attach(t, l, fds[0], p, quick)
+		c := attach(t, l, fds[0], p, byHand)
 		m := &Msg{Header: Header{Op: OpRead, ID: 9}}
 		if _, err := peer.Write(wire(m)); err != nil {
 			t.Fatal(err)
 		}
+		until(t, "the pause", func() bool { return c.Counters().Read().Pauses == 1 })
+		tick(l, c) // heard in this one
 		for range 20 {
-			if g := readFrame(t, peer); g.h.Op != OpPing {
+			tick(l, c)
+			if g := readFrame(t, peer); g.h.Op != OpPing || g.h.Flags != 0 {
 				t.Fatalf("came %+v", g.h)
 			}
 		}
@@ -80,42 +91,41 @@ func TestPausedIsNotHung(t *testing.T) {
 		}
 		l.Call(func() { full = false; c.Resume() })
 		same(t, p.next(t), m)
-		if err := p.end(t); !errors.Is(err, ErrHung) { // now it is judged again
+		for range 5 { // now it is judged again
+			tick(l, c)
+		}
+		if err := p.end(t); !errors.Is(err, ErrHung) {
 			t.Fatalf("closed with %v", err)
 		}
 	})
 }
 
 // Goal: who only receives, without a pause, still shows that it lives. Method: a
-// raw peer trickles a large payload for as long as it takes to hear ten pings.
+// raw peer trickles a large payload, a byte a tick, and hears pings: at least
+// one in two ticks, since a ping is something said.
 func TestReceiverSpeaks(t *testing.T) {
 	forEngines(t, func(t *testing.T, l *loop.Loop) {
 		fds := sockets(t, 0)
 		p, peer := newProbe(), raw(t, fds[1])
-		c := attach(t, l, fds[0], p, quick)
+		c := attach(t, l, fds[0], p, byHand)
 		stream := wire(message(rand.New(rand.NewPCG(1, 1)), 1, MaxPayload, 1))
-		heard := make(chan bool)
-		go func() {
-			defer close(heard)
-			b := make([]byte, 10*HeaderSize)
-			if _, err := io.ReadFull(peer, b); err != nil {
-				t.Error(err)
-			}
-		}()
-		for n := range stream {
+		for n := range 20 {
 			if _, err := peer.Write(stream[n : n+1]); err != nil {
 				t.Fatal(err)
 			}
 			until(t, "the byte to arrive", func() bool {
 				return c.Counters().Read().BytesIn > uint64(n)
 			})
-			select {
-			case <-heard:
-				return
-			default:
+			tick(l, c)
+			if n%2 == 1 {
+				if g := readFrame(t, peer); g.h.Op != OpPing || g.h.Flags != 0 {
+					t.Fatalf("came %+v", g.h)
+				}
+				until(t, "the end of its send", func() bool {
+					return c.Counters().Read().FramesOut == uint64(n+1)/2
+				})
 			}
 		}
-		t.Fatal("not heard in all that time")
 	})
 }
 
