@@ -4,6 +4,7 @@ package transport
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -213,10 +214,11 @@ func message(rng *rand.Rand, id uint64, n, pieces int) *Msg {
 		m.Header.Op = OpRead
 		return m
 	}
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(rng.Uint32())
+	b := make([]byte, n+8)
+	for i := 0; i < n; i += 8 {
+		binary.LittleEndian.PutUint64(b[i:], rng.Uint64())
 	}
+	b = b[:n]
 	m.Sums = BlockSums(make([]byte, 8*Blocks(n)), b)
 	for ; pieces > 1 && len(b) > 1; pieces-- {
 		k := 1 + rng.IntN(len(b)-1)
