@@ -40,4 +40,8 @@
 // Whatever goes wrong, on the wire or by Close, ends the same way: the socket is
 // shut down, operations in the kernel run out, every queued Msg gets MsgSent with
 // the error, the descriptor is closed, and Handler.Closed is called, once.
+//
+// Connections are closed before their loop is. A loop that ends first cancels
+// their operations, which ends them too, but a connection that is paused and
+// sends nothing has none.
 package transport
