@@ -43,6 +43,7 @@ type device struct {
 	engine   loop.Engine
 	log      *slog.Logger
 	touch    func([]byte)
+	poison   bool          // tests: freed buffers are overwritten
 	changed  func()        // tells the registrar that there is news; never blocks
 	onEnd    func(*device) // after a failure
 
@@ -109,6 +110,9 @@ func (d *device) start(cfg store.Config) error {
 		return fmt.Errorf("device %s: %w", d.path, err)
 	}
 	touchAll(pool, d.touch)
+	if d.poison {
+		pool.Poison()
+	}
 	l, err := loop.New(loop.Options{Engine: d.engine, Name: d.path})
 	if err != nil {
 		return errors.Join(fmt.Errorf("device %s: %w", d.path, err), pool.Close())
@@ -304,13 +308,7 @@ func (d *device) refreshReport() {
 			r.Failed = err.Error()
 		}
 	}
-	if m := d.view.current; m != nil {
-		for id := range m.Volumes {
-			if gen := d.core.Generation(id); gen != 0 {
-				r.Volumes[id] = gen
-			}
-		}
-	}
+	d.core.Generations(func(id cluster.VolumeID, gen cluster.Generation) { r.Volumes[id] = gen })
 	for id, done := range d.dropped {
 		if done {
 			r.Freed = append(r.Freed, id)

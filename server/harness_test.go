@@ -201,7 +201,7 @@ func (m *fakeManager) report(id cluster.UUID) client.DeviceReport {
 
 // rig is a server under test with its manager.
 type rig struct {
-	t       *testing.T
+	t       testing.TB
 	engine  loop.Engine
 	manager *fakeManager
 	srv     *Server
@@ -209,7 +209,7 @@ type rig struct {
 }
 
 // start serves the backings, which must be formatted.
-func startRig(t *testing.T, e loop.Engine, m *fakeManager, backings ...disk.Backing) *rig {
+func startRig(t testing.TB, e loop.Engine, m *fakeManager, backings ...disk.Backing) *rig {
 	t.Helper()
 	r := &rig{t: t, engine: e, manager: m}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -225,7 +225,7 @@ func startRig(t *testing.T, e loop.Engine, m *fakeManager, backings ...disk.Back
 		r.uuids = append(r.uuids, id.Device)
 		disks = append(disks, Disk{Path: fmt.Sprintf("disk%d", i), Backing: b})
 	}
-	r.srv, err = Start(Config{Engine: e, Name: "sds", Store: store.Config{LocalResolve: true},
+	r.srv, err = Start(Config{Engine: e, Name: "sds", poison: true, Store: store.Config{LocalResolve: true},
 		Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug}))},
 		ln, disks, m)
 	if err != nil {
@@ -234,7 +234,7 @@ func startRig(t *testing.T, e loop.Engine, m *fakeManager, backings ...disk.Back
 	return r
 }
 
-type testWriter struct{ t *testing.T }
+type testWriter struct{ t testing.TB }
 
 func (w testWriter) Write(p []byte) (int, error) {
 	w.t.Logf("%s", p)
@@ -278,7 +278,7 @@ func (r *rig) kill() {
 }
 
 // format makes a store on a backing.
-func format(t *testing.T, b store.Disk) {
+func format(t testing.TB, b store.Disk) {
 	t.Helper()
 	if _, err := store.Format(b, newUUID(), cluster.UUID{}, nil); err != nil {
 		t.Fatal(err)
@@ -286,7 +286,7 @@ func format(t *testing.T, b store.Disk) {
 }
 
 // eventually waits until ok returns true.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.NewTimer(patience)
 	defer deadline.Stop()
@@ -303,7 +303,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 // peer is a client that sends one frame after the other, or many at once.
 type peer struct {
-	t       *testing.T
+	t       testing.TB
 	loop    *loop.Loop
 	conn    *transport.Conn
 	replies chan reply

@@ -30,6 +30,8 @@ type Config struct {
 	Store     store.Config
 	Touch     func([]byte) // called for each payload buffer at the start, to have its memory; may be nil
 	Log       *slog.Logger
+
+	poison bool // tests: see buf.Pool.Poison
 }
 
 // Disk is an opened device to be served.
@@ -134,7 +136,7 @@ func (s *Server) open(disks []Disk) error {
 				k.Path, id.Cluster, first.path, first.id.Cluster)
 		}
 		d := newDevice(k.Path, k.Backing, id, s.cfg.Engine, s.log)
-		d.changed, d.touch = s.reg.report, s.cfg.Touch
+		d.changed, d.touch, d.poison = s.reg.report, s.cfg.Touch, s.cfg.poison
 		s.devices = append(s.devices, d)
 		s.byUUID[id.Device] = d
 	}
