@@ -17,7 +17,8 @@ func (a *api) CreateVolume(ctx context.Context, r *connect.Request[pb.CreateVolu
 ) (*connect.Response[pb.VolumeResponse], error) {
 	q := r.Msg
 	spec := state.VolumeSpec{Name: q.Name, Size: q.Size, Replicas: int(q.Replicas),
-		StripeUnit: q.StripeUnit, StripeWidth: q.StripeWidth, BlockSize: q.BlockSize}
+		StripeUnit: q.StripeUnit, StripeWidth: q.StripeWidth, BlockSize: q.BlockSize,
+		Request: q.Request}
 	resp := &pb.VolumeResponse{}
 	err := a.change(ctx, func(st *state.State, _ *leader, now time.Time) (*state.Tx, error) {
 		tx, v, warnings, err := st.CreateVolume(spec, now)

@@ -23,13 +23,14 @@ const (
 	tickInterval        = 500 * time.Millisecond
 	// leaderTerm is how long a dead leader is waited for, seconds. etcd grants no
 	// less than one and a half of its election timeouts (1 s).
-	leaderTerm    = 3
-	commitTimeout = 5 * time.Second
-	startTimeout  = 60 * time.Second // three members wait for each other
-	stopTimeout   = time.Second
-	rewatchAfter  = 100 * time.Millisecond
-	reloadAfter   = time.Second
-	conflictTries = 4
+	leaderTerm     = 3
+	commitTimeout  = 4 * time.Second // below the clients' patience with one member
+	connectTimeout = 3 * time.Second
+	startTimeout   = 60 * time.Second // three members wait for each other
+	stopTimeout    = time.Second
+	rewatchAfter   = 100 * time.Millisecond
+	reloadAfter    = time.Second
+	conflictTries  = 4
 )
 
 // Config says how a Member runs.

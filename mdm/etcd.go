@@ -77,7 +77,7 @@ func (b *backend) connect(ctx context.Context, c Config, logger *zap.Logger) err
 		return fmt.Errorf("connect to etcd at %v: %w", c.Etcd, err)
 	}
 	b.client = client
-	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	if _, err := client.Get(ctx, "/"); err != nil {
 		return fmt.Errorf("read from etcd at %v: %w; is it running, and are the URLs of --etcd right?",

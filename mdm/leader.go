@@ -150,7 +150,7 @@ func (l *leader) change(ctx context.Context, plan func(*state.State, time.Time) 
 func (l *leader) tick(ctx context.Context) error {
 	ticker := time.NewTicker(tickInterval)
 	defer ticker.Stop()
-	last := l.now()
+	last := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
@@ -158,7 +158,7 @@ func (l *leader) tick(ctx context.Context) error {
 		case <-ticker.C:
 		}
 		// A process that was stopped, or starved, could not take renewals.
-		now := l.now()
+		now := time.Now()
 		if late := now.Sub(last) - tickInterval; late > tickInterval {
 			l.leases.extend(late)
 		}

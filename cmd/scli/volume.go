@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -218,9 +217,6 @@ then its user gets errors.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.ask(c, func(ctx context.Context, mdm *client.Client) error {
 				if err := mdm.DeleteVolume(ctx, args[0], force); err != nil {
-					if errors.Is(err, client.ErrUnknown) {
-						return fmt.Errorf("%w (scli volume list)", err)
-					}
 					return err
 				}
 				if a.json() {

@@ -50,7 +50,7 @@ func (c *Client) RegisterServer(ctx context.Context, r ServerReport) (Registrati
 	req := &pb.RegisterServerRequest{Name: r.Name, Addr: r.Addr, FaultSet: r.FaultSet,
 		Version: r.Version, Cluster: pb.FromUUID(r.Cluster), Devices: fromReports(r.Devices)}
 	op := "register server " + r.Name
-	resp, err := call(ctx, c, op, true, req, pbconnect.MdmClient.RegisterServer)
+	resp, err := call(ctx, c, op, req, pbconnect.MdmClient.RegisterServer)
 	if err != nil {
 		return Registration{}, err
 	}
@@ -77,7 +77,7 @@ func (c *Client) RegisterServer(ctx context.Context, r ServerReport) (Registrati
 func (c *Client) RenewServer(ctx context.Context, name string, lease uint64, devices []DeviceReport,
 ) (known bool, err error) {
 	req := &pb.RenewServerRequest{Name: name, LeaseId: lease, Devices: fromReports(devices)}
-	resp, err := call(ctx, c, "renew the lease of server "+name, true, req, pbconnect.MdmClient.RenewServer)
+	resp, err := call(ctx, c, "renew the lease of server "+name, req, pbconnect.MdmClient.RenewServer)
 	if err != nil {
 		return false, err
 	}
@@ -131,7 +131,7 @@ func (c *Client) Attach(ctx context.Context, r AttachRequest) (*Session, error) 
 	if r.Volume == "" {
 		op = "attach the only volume"
 	}
-	resp, err := call(ctx, c, op, true, req, pbconnect.MdmClient.Attach)
+	resp, err := call(ctx, c, op, req, pbconnect.MdmClient.Attach)
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +151,7 @@ func (c *Client) Attach(ctx context.Context, r AttachRequest) (*Session, error) 
 // Detach ends the session. It is no error when the session is gone already.
 func (c *Client) Detach(ctx context.Context, volume, client string, gen cluster.Generation) error {
 	req := &pb.DetachRequest{Volume: volume, Client: client, Generation: uint64(gen)}
-	_, err := call(ctx, c, "detach volume "+volume, true, req, pbconnect.MdmClient.Detach)
+	_, err := call(ctx, c, "detach volume "+volume, req, pbconnect.MdmClient.Detach)
 	return err
 }
 
@@ -171,7 +171,7 @@ func (c *Client) RenewSession(ctx context.Context, client string, sessions []Ses
 		req.Sessions = append(req.Sessions, &pb.SessionState{Volume: uint64(s.Volume),
 			Generation: uint64(s.Generation), AdoptedVersion: s.AdoptedVersion})
 	}
-	resp, err := call(ctx, c, "renew the leases of attached volumes", true, req,
+	resp, err := call(ctx, c, "renew the leases of attached volumes", req,
 		pbconnect.MdmClient.RenewSession)
 	if err != nil {
 		return nil, err
@@ -196,7 +196,7 @@ func (c *Client) DropReplica(ctx context.Context, r DropRequest,
 ) (dropped, last []cluster.PGID, err error) {
 	req := &pb.DropReplicaRequest{Volume: uint64(r.Volume), Generation: uint64(r.Generation),
 		Device: uint32(r.Device), Reason: r.Reason}
-	resp, err := call(ctx, c, fmt.Sprintf("drop device %d from its groups", r.Device), true, req,
+	resp, err := call(ctx, c, fmt.Sprintf("drop device %d from its groups", r.Device), req,
 		pbconnect.MdmClient.DropReplica)
 	if err != nil {
 		return nil, nil, err

@@ -128,17 +128,16 @@ func (c *Client) candidate(n int) string {
 	return c.addrs[n%len(c.addrs)]
 }
 
-// repeatable says whether a call may be sent again when its outcome is unknown.
-type repeatable bool
-
-// call tries members until one answers.
-func call[Req, Resp any](ctx context.Context, c *Client, op string, again repeatable, req *Req,
+// call tries members until one answers. Every call may be sent again after its
+// answer was lost: requests that make something new carry an identity.
+func call[Req, Resp any](ctx context.Context, c *Client, op string, req *Req,
 	rpc func(pbconnect.MdmClient, context.Context, *connect.Request[Req]) (*connect.Response[Resp], error),
 ) (*Resp, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.patience)
 	defer cancel()
 	backOff := firstBackOff
 	var last error
+	repeated := false
 	for try := 0; ; try++ {
 		addr := c.candidate(try)
 		resp, err := attempt(ctx, c.member(addr), req, rpc)
@@ -148,12 +147,9 @@ func call[Req, Resp any](ctx context.Context, c *Client, op string, again repeat
 		}
 		if answered(err) {
 			c.setLeader(addr)
-			return nil, &OpError{Op: op, Kind: kindOf(err), Err: err}
+			return nil, &OpError{Op: op, Kind: kindOf(err), Err: err, Repeated: repeated}
 		}
-		if !unsent(err) && !bool(again) {
-			return nil, &OpError{Op: op, Kind: ErrUnknown,
-				Err: fmt.Errorf("%w (%w); look at the state before trying again", ErrUnknown, err)}
-		}
+		repeated = repeated || !unsent(err)
 		if last == nil || ctx.Err() == nil {
 			last = err // what the deadline cut short teaches less than what came before
 		}
@@ -166,7 +162,7 @@ func call[Req, Resp any](ctx context.Context, c *Client, op string, again repeat
 			c.setLeader("")
 		}
 		if !pause(ctx, backOff) {
-			return nil, c.unreachable(op, last)
+			return nil, c.unreachable(op, last, repeated)
 		}
 		backOff = min(2*backOff, longestBackOff)
 	}
@@ -180,8 +176,8 @@ func attempt[Req, Resp any](ctx context.Context, m pbconnect.MdmClient, req *Req
 	return rpc(m, ctx, connect.NewRequest(req))
 }
 
-func (c *Client) unreachable(op string, err error) error {
-	return &OpError{Op: op, Addrs: c.addrs, Kind: ErrUnreachable, Err: err}
+func (c *Client) unreachable(op string, err error, repeated bool) error {
+	return &OpError{Op: op, Addrs: c.addrs, Kind: ErrUnreachable, Err: err, Repeated: repeated}
 }
 
 // leaderOf returns the leader that a member named when it refused a call.

@@ -6,9 +6,9 @@
 //	     \-> each address in turn, with back-off, until Patience is over
 //
 // A Client may be used from any goroutine. A call that could not reach any
-// member is tried again until its patience or its context ends; a call whose
-// outcome is unknown is only repeated where repeating it is harmless. An
-// answer of mdm, good or bad, is never retried.
+// member is tried again until its patience or its context ends, also when the
+// answer was lost: calls that make something carry an identity, so that mdm
+// recognises the repetition. An answer of mdm, good or bad, is never retried.
 //
 // WatchMap blocks its caller and calls back on the caller's goroutine; it
 // survives restarts of members and changes of the leader. The package starts no

@@ -14,7 +14,6 @@ import (
 // What a call can fail with; test with errors.Is.
 var (
 	ErrUnreachable = errors.New("no metadata manager can be reached")
-	ErrUnknown     = errors.New("the connection broke before the answer: the outcome is unknown")
 	ErrNotFound    = errors.New("no such object")
 	ErrExists      = errors.New("it exists already")
 	ErrRefused     = errors.New("refused in the present state")
@@ -28,6 +27,9 @@ type OpError struct {
 	Addrs []string // the members that were asked, where none could answer
 	Kind  error    // one of the sentinels above, or nil
 	Err   error
+
+	// Repeated: the call was sent before, and what became of that is not known.
+	Repeated bool
 }
 
 func (e *OpError) Error() string {
@@ -38,8 +40,12 @@ func (e *OpError) Error() string {
 		}
 		return fmt.Sprintf("%s: %s", e.Op, said)
 	}
-	return fmt.Sprintf("%s: no metadata manager answers at %s: %s; is it running (mdm serve), "+
-		"and is the address right (--mdm or $BRAID_MDM)?", e.Op, strings.Join(e.Addrs, ", "), text(e.Err))
+	doubt := ""
+	if e.Repeated {
+		doubt = "; a connection broke before the answer, so it may have been done"
+	}
+	return fmt.Sprintf("%s: no metadata manager answers at %s: %s%s; is it running (mdm serve), and "+
+		"is the address right (--mdm or $BRAID_MDM)?", e.Op, strings.Join(e.Addrs, ", "), text(e.Err), doubt)
 }
 
 func (e *OpError) Unwrap() []error {

@@ -107,7 +107,7 @@ func (c *Client) Events(ctx context.Context, after uint64, limit uint32, follow 
 		}
 		c.setLeader("")
 		if !follow && try >= 2*len(c.addrs) {
-			return c.unreachable("read events", err)
+			return c.unreachable("read events", err, false)
 		}
 		if !pause(ctx, backOff) {
 			return ctx.Err()

@@ -1068,6 +1068,7 @@ type CreateVolumeRequest struct {
 	StripeUnit    uint32                 `protobuf:"varint,4,opt,name=stripe_unit,json=stripeUnit,proto3" json:"stripe_unit,omitempty"`
 	StripeWidth   uint32                 `protobuf:"varint,5,opt,name=stripe_width,json=stripeWidth,proto3" json:"stripe_width,omitempty"`
 	BlockSize     uint32                 `protobuf:"varint,6,opt,name=block_size,json=blockSize,proto3" json:"block_size,omitempty"`
+	Request       string                 `protobuf:"bytes,7,opt,name=request,proto3" json:"request,omitempty"` // unique per wish: a repeated call gets the same volume
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1142,6 +1143,13 @@ func (x *CreateVolumeRequest) GetBlockSize() uint32 {
 		return x.BlockSize
 	}
 	return 0
+}
+
+func (x *CreateVolumeRequest) GetRequest() string {
+	if x != nil {
+		return x.Request
+	}
+	return ""
 }
 
 type VolumeResponse struct {
@@ -1432,7 +1440,7 @@ type AttachRequest struct {
 	Force         bool                   `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`                             // fence whoever holds it
 	GuestAlive    bool                   `protobuf:"varint,5,opt,name=guest_alive,json=guestAlive,proto3" json:"guest_alive,omitempty"` // same kernel device goes on: not a fresh attach
 	ReadOnly      bool                   `protobuf:"varint,6,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
-	Request       string                 `protobuf:"bytes,7,opt,name=request,proto3" json:"request,omitempty"` // unique per attempt to attach: a repeated call gets the same answer
+	Request       string                 `protobuf:"bytes,7,opt,name=request,proto3" json:"request,omitempty"` // unique per wish: a repeated call gets the same session
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2662,7 +2670,7 @@ const file_mdm_proto_rawDesc = "" +
 	"\x05known\x18\x01 \x01(\bR\x05known\"N\n" +
 	"\x0fWatchMapRequest\x12!\n" +
 	"\fhave_version\x18\x01 \x01(\x04R\vhaveVersion\x12\x18\n" +
-	"\avolumes\x18\x02 \x03(\x04R\avolumes\"\xbc\x01\n" +
+	"\avolumes\x18\x02 \x03(\x04R\avolumes\"\xd6\x01\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x1a\n" +
@@ -2671,7 +2679,8 @@ const file_mdm_proto_rawDesc = "" +
 	"stripeUnit\x12!\n" +
 	"\fstripe_width\x18\x05 \x01(\rR\vstripeWidth\x12\x1d\n" +
 	"\n" +
-	"block_size\x18\x06 \x01(\rR\tblockSize\"Z\n" +
+	"block_size\x18\x06 \x01(\rR\tblockSize\x12\x18\n" +
+	"\arequest\x18\a \x01(\tR\arequest\"Z\n" +
 	"\x0eVolumeResponse\x12,\n" +
 	"\x06volume\x18\x01 \x01(\v2\x14.braid.mdm.v1.VolumeR\x06volume\x12\x1a\n" +
 	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\x14\n" +

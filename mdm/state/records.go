@@ -107,6 +107,7 @@ type Volume struct {
 	PGSet       uint32             `json:"pg_set"`
 	Generation  cluster.Generation `json:"generation"`
 	Created     time.Time          `json:"created"`
+	Request     string             `json:"request,omitempty"` // makes a repeated create the same volume
 }
 
 func (v *Volume) cluster() *cluster.Volume {

@@ -21,6 +21,7 @@ type VolumeSpec struct {
 	StripeUnit  uint32
 	StripeWidth uint32
 	BlockSize   uint32
+	Request     string // unique per wish; a repeated call gets the same volume
 }
 
 // Defaults and limits of volumes.
@@ -60,7 +61,10 @@ func (s *State) CreateVolume(spec VolumeSpec, now time.Time) (*Tx, *Volume, []st
 		return nil, nil, nil, err
 	}
 	op := "create volume " + spec.Name + ": "
-	if s.volumeByName(spec.Name) != nil {
+	if v := s.volumeByName(spec.Name); v != nil {
+		if spec.Request != "" && v.Request == spec.Request {
+			return s.Begin(now), v, nil, nil // the answer got lost, the volume is there
+		}
 		return nil, nil, nil, refuse(ErrExists, "%sthe name is in use; `scli volume list` shows all, "+
 			"`scli volume delete` frees one", op)
 	}
@@ -80,7 +84,7 @@ func (s *State) CreateVolume(spec VolumeSpec, now time.Time) (*Tx, *Volume, []st
 	}
 	v := &Volume{ID: next.Volume, Name: spec.Name, Size: spec.Size, Replicas: spec.Replicas,
 		StripeUnit: spec.StripeUnit, StripeWidth: spec.StripeWidth, BlockSize: spec.BlockSize,
-		PGSet: number, Created: tx.now}
+		PGSet: number, Created: tx.now, Request: spec.Request}
 	next.Volume++
 	tx.put(volumeKey(v.ID), v)
 	tx.put(countersKey, next)
