@@ -46,14 +46,14 @@ manager that sds serve registers it with.`,
 
 func runFormat(cmd *cobra.Command, path, size string, force bool) (err error) {
 	if size != "" {
-		bytes, err := cluster.ParseSize(size)
-		if err != nil {
-			return usagef("--size: %v", err)
+		bytes, perr := cluster.ParseSize(size)
+		if perr != nil {
+			return usagef("--size: %v", perr)
 		}
 		if bytes == 0 || bytes%cluster.BlockSize != 0 || bytes > 1<<62 {
 			return usagef("--size %s: want a multiple of 4096 bytes above 0", size)
 		}
-		if err := makeFile(path, int64(bytes)); err != nil {
+		if err = makeFile(path, int64(bytes)); err != nil {
 			return err
 		}
 		defer func() {

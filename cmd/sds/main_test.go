@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"braid/server/disk"
+)
+
+// TestMain lets the test binary play sds in a process of its own.
+func TestMain(m *testing.M) {
+	if os.Getenv("SDS_TEST_MAIN") != "" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// sds runs a command line in this process.
+func sds(args ...string) (code int, stdout, stderr string) {
+	var out, errs bytes.Buffer
+	code = run(args, &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+// formatted returns the path of a small formatted file.
+func formatted(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "disk")
+	if code, _, errs := sds("format", path, "--size", "64M"); code != exitDone {
+		t.Fatalf("format: %s", errs)
+	}
+	return path
+}
+
+// patch overwrites bytes of a file.
+func patch(t *testing.T, path string, off int64, b []byte) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(b, off); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Goal: wrong use exits with 2 and says what is wrong; what fails exits with 1.
+func TestCommandLines(t *testing.T) {
+	t.Setenv("BRAID_MDM", "")
+	dir := t.TempDir()
+	serve := func(more ...string) []string {
+		return append([]string{"serve", "--mdm", "127.0.0.1:1", "--device", filepath.Join(dir, "none")}, more...)
+	}
+	for _, c := range []struct {
+		args []string
+		code int
+		want string // part of what is printed
+	}{
+		{[]string{"--version"}, exitDone, "sds version"},
+		{[]string{"--help"}, exitDone, "sds format /dev/sdb"},
+		{[]string{"serve", "--help"}, exitDone, "SIGTERM"},
+		{[]string{"bogus"}, exitUsage, "unknown command"},
+		{[]string{"serve", "--bogus"}, exitUsage, "unknown flag"},
+		{[]string{"serve"}, exitUsage, "BRAID_MDM"},
+		{[]string{"serve", "--mdm", "127.0.0.1:1"}, exitUsage, "--device PATH"},
+		{[]string{"serve", "stray"}, exitUsage, "takes no arguments"},
+		{serve("--listen", "0.0.0.0:7420"), exitUsage, "--insecure"},
+		{serve("--listen", ":7420"), exitUsage, "--insecure"},
+		{serve("--metrics", "0.0.0.0:9000"), exitUsage, "--insecure"},
+		{serve("--listen", "localhost"), exitUsage, "HOST:PORT"},
+		{serve("--advertise", "here"), exitUsage, "HOST:PORT"},
+		{serve("--engine", "steam"), exitUsage, "io_uring"},
+		{serve("--log-level", "loud"), exitUsage, "debug, info"},
+		{serve("--lock-memory", "maybe"), exitUsage, "auto, on or off"},
+		{serve("--mdm", "nowhere", "--lock-memory", "off"), exitUsage, "HOST:PORT"},
+		{serve("--lock-memory", "off"), exitFailed, "no such file"},
+		{[]string{"format"}, exitUsage, "one PATH"},
+		{[]string{"format", "a", "b"}, exitUsage, "one PATH"},
+		{[]string{"format", filepath.Join(dir, "x"), "--size", "lots"}, exitUsage, "10G"},
+		{[]string{"format", filepath.Join(dir, "x"), "--size", "0"}, exitUsage, "multiple of 4096"},
+		{[]string{"format", filepath.Join(dir, "x"), "--size", "5000"}, exitUsage, "multiple of 4096"},
+		{[]string{"format", filepath.Join(dir, "x"), "--size", "64K"}, exitFailed, "too small"},
+		{[]string{"format", filepath.Join(dir, "x"), "--size", "1000P"}, exitFailed, "allocate"},
+		{[]string{"format", filepath.Join(dir, "none")}, exitFailed, "no such file"},
+		{[]string{"format", dir}, exitFailed, "not a block device"},
+		{[]string{"inspect", filepath.Join(dir, "none")}, exitFailed, "no such file"},
+		{[]string{"inspect", "-o", "xml", filepath.Join(dir, "none")}, exitUsage, "table or json"},
+		{[]string{"check"}, exitUsage, "one PATH"},
+	} {
+		code, out, errs := sds(c.args...)
+		if code != c.code || !strings.Contains(out+errs, c.want) {
+			t.Errorf("sds %s: exit %d, want %d with %q:\n%s%s", strings.Join(c.args, " "), code, c.code,
+				c.want, out, errs)
+		}
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 0 {
+		t.Errorf("a failed format left %v", left)
+	}
+}
+
+// Goal: format never destroys what it was not told to.
+func TestFormatRefusesWhatIsInUse(t *testing.T) {
+	path := formatted(t)
+	for _, c := range []struct {
+		name, want string
+		args       []string
+	}{
+		{"formatted already", "formatted already", []string{"format", path}},
+		{"exists", "exists already", []string{"format", path, "--size", "64M"}},
+	} {
+		if code, _, errs := sds(c.args...); code != exitFailed || !strings.Contains(errs, c.want) {
+			t.Errorf("%s: exit %d: %s", c.name, code, errs)
+		}
+	}
+	b, err := disk.Open(path, disk.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"format", "--force", path}, {"check", path},
+		{"serve", "--mdm", "127.0.0.1:1", "--lock-memory", "off", "--device", path}} {
+		if code, _, errs := sds(args...); code != exitFailed || !strings.Contains(errs, "in use") {
+			t.Errorf("%s on a device in use: exit %d: %s", args[0], code, errs)
+		}
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, errs := sds("format", "--force", path); code != exitDone {
+		t.Errorf("format --force: %s", errs)
+	}
+
+	other := filepath.Join(t.TempDir(), "ext4")
+	if err := os.WriteFile(other, make([]byte, 64<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	patch(t, other, 0x438, []byte{0x53, 0xef})
+	for _, args := range [][]string{{"format", other}, {"inspect", other},
+		{"serve", "--mdm", "127.0.0.1:1", "--lock-memory", "off", "--device", other}} {
+		if code, _, errs := sds(args...); code != exitFailed || !strings.Contains(errs, "ext4 file system") {
+			t.Errorf("%s on a file system: exit %d: %s", args[0], code, errs)
+		}
+	}
+	if code, _, errs := sds("format", "--force", other); code != exitDone {
+		t.Errorf("format --force over a file system: %s", errs)
+	}
+}
+
+// Goal: one damaged superblock is made up for by its twin; with both damaged the
+// device is refused and stays as it is.
+func TestDamagedSuperblocks(t *testing.T) {
+	path := formatted(t)
+	damage := bytes.Repeat([]byte{0xa5}, 64)
+	var before, after map[string]any
+	inspect := func(v *map[string]any) (int, string) {
+		code, out, errs := sds("inspect", "-o", "json", path)
+		if code == exitDone {
+			if err := json.Unmarshal([]byte(out), v); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return code, errs
+	}
+	if code, errs := inspect(&before); code != exitDone {
+		t.Fatal(errs)
+	}
+	patch(t, path, 100, damage)
+	if code, errs := inspect(&after); code != exitDone || after["device"] != before["device"] {
+		t.Errorf("with one superblock: %s %v", errs, after)
+	}
+	patch(t, path, 32<<10+100, damage)
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"inspect", path}, {"check", path}, {"format", path},
+		{"serve", "--mdm", "127.0.0.1:1", "--lock-memory", "off", "--device", path}} {
+		if code, _, errs := sds(args...); code != exitFailed || !strings.Contains(errs, "superblock") {
+			t.Errorf("%s with both superblocks damaged: exit %d: %s", args[0], code, errs)
+		}
+	}
+	if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, content) {
+		t.Errorf("the refused device was changed (%v)", err)
+	}
+}
