@@ -153,7 +153,13 @@ func (d *device) prepare(s *slot, sums []byte) transport.Status {
 	if status != transport.StatusOK {
 		return status
 	}
-	d.view.admit(cluster.PGID(h.PG))
+	// A chunk in a group that is not its own would be missed by every later
+	// comparison of that group's copies.
+	pg := d.view.current.VolumePG(sess.layout, h.Chunk)
+	if pg == nil || pg.ID != cluster.PGID(h.PG) {
+		return transport.StatusInvalid
+	}
+	d.view.admit(pg.ID)
 	s.counted = true
 	return transport.StatusOK
 }

@@ -105,7 +105,7 @@ func TestFailedFlushRetiresOneDevice(t *testing.T) {
 		q.flush()
 		p.close()
 		q.close()
-		r.stopDirty()
+		r.stop()
 	})
 }
 

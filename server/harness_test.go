@@ -251,16 +251,6 @@ func (r *rig) stop() {
 	}
 }
 
-// stopDirty is stop where a device has failed, which Close tells.
-func (r *rig) stopDirty() {
-	r.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	if err := r.srv.Close(ctx); err == nil {
-		r.t.Error("Close says nothing of the device that is not clean")
-	}
-}
-
 // kill ends the server without any of what a clean stop does.
 func (r *rig) kill() {
 	r.t.Helper()

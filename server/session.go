@@ -15,7 +15,8 @@ type session struct {
 	volume   cluster.VolumeID
 	gen      cluster.Generation
 	conn     *conn
-	link     uint8 // which of the client's connections to this device
+	layout   *cluster.Volume // as of the open; what places a chunk never changes
+	link     uint8           // which of the client's connections to this device
 	readOnly bool
 	fenced   bool // a newer generation, or the same client anew, has taken over
 	reuse    uint32
@@ -175,6 +176,11 @@ func (d *device) fenced(s *slot) {
 	sess := d.sessions.add(s.conn, s.open)
 	if sess == nil {
 		d.reply(s, transport.StatusRetry)
+		return
+	}
+	if sess.layout = d.view.current.Volumes[sess.volume]; sess.layout == nil {
+		d.sessions.remove(sess) // deleted meanwhile
+		d.reply(s, transport.StatusRefused)
 		return
 	}
 	s.head.Session = sess.handle

