@@ -45,7 +45,8 @@ func TestRowsAreScattered(t *testing.T) {
 			chunk := row*8 + uint64(column)
 			pg := v.PG(set, chunk)
 			if pg.Index() != (first+column)%512 || m.VolumePG(v, chunk).ID != pg || m.PG(pg).ID != pg {
-				t.Fatalf("row %d, column %d lies in group %d, its first chunk in %d", row, column, pg.Index(), first)
+				t.Fatalf("row %d, column %d lies in group %d, its first chunk in %d", row, column,
+					pg.Index(), first)
 			}
 		}
 		hits[first]++
@@ -67,7 +68,8 @@ func TestRowsAreScattered(t *testing.T) {
 func table(set, count uint32) []*PG {
 	var out []*PG
 	for i := range count {
-		out = append(out, &PG{ID: MakePGID(set, i), Epoch: 1, Replicas: []DeviceID{1, 2}, InSync: []DeviceID{1, 2}})
+		out = append(out, &PG{ID: MakePGID(set, i), Epoch: 1, Replicas: []DeviceID{1, 2},
+			InSync: []DeviceID{1, 2}})
 	}
 	return out
 }
@@ -178,7 +180,8 @@ func TestUUIDs(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(back, u) || u.IsZero() || !(UUID{}).IsZero() {
 		t.Errorf("%s becomes %v, %v", text, back, err)
 	}
-	for _, s := range []string{"", "0123", "01234567-89ab-cdef-0000-00000000000x", "0123456789abcdef0000000000000001"} {
+	for _, s := range []string{"", "0123", "01234567-89ab-cdef-0000-00000000000x",
+		"0123456789abcdef0000000000000001"} {
 		if u, err := ParseUUID(s); err == nil {
 			t.Errorf("ParseUUID(%q) = %v", s, u)
 		}

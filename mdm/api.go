@@ -45,7 +45,8 @@ func (a *api) notLeading(ctx context.Context) error {
 }
 
 // change plans and commits at the leader and gives errors the API's codes.
-func (a *api) change(ctx context.Context, plan func(*state.State, *leader, time.Time) (*state.Tx, error)) error {
+func (a *api) change(ctx context.Context,
+	plan func(*state.State, *leader, time.Time) (*state.Tx, error)) error {
 	l, err := a.leader(ctx)
 	if err != nil {
 		return err

@@ -75,10 +75,9 @@ func newClient(t *testing.T, addrs ...string) *client.Client {
 }
 
 // leaks checks at the end that nothing runs on. Call it first: cleanups run in
-// reverse. What etcd leaves behind is not ours: its gRPC and lease loops end a
-// moment later.
+// reverse.
 func leaks(t *testing.T) {
-	t.Cleanup(func() { goleak.VerifyNone(t, goleak.IgnoreTopFunction("go.uber.org/zap/zapcore.(*sampler).Check")) })
+	t.Cleanup(func() { goleak.VerifyNone(t) })
 }
 
 func register(t *testing.T, c *client.Client, server int) client.Registration {
@@ -91,18 +90,25 @@ func register(t *testing.T, c *client.Client, server int) client.Registration {
 }
 
 func serverReportOf(server int) client.ServerReport {
-	return client.ServerReport{Name: fmt.Sprintf("sds%d", server), Addr: fmt.Sprintf("127.0.0.1:%d", 9000+server),
-		Devices: []client.DeviceReport{{UUID: cluster.UUID{byte(server)}, Path: "/dev/x", Size: 10 << 30,
-			Incarnation: 1, StartCounter: 1}}}
+	return client.ServerReport{Name: fmt.Sprintf("sds%d", server),
+		Addr: fmt.Sprintf("127.0.0.1:%d", 9000+server),
+		Devices: []client.DeviceReport{{UUID: cluster.UUID{byte(server)},
+			Path: "/dev/x", Size: 10 << 30, Incarnation: 1, StartCounter: 1}}}
 }
 
 func create(t *testing.T, c *client.Client, name string, replicas uint32) *pb.Volume {
 	t.Helper()
-	resp, err := c.CreateVolume(t.Context(), &pb.CreateVolumeRequest{Name: name, Size: 1 << 30, Replicas: replicas})
+	resp, err := c.CreateVolume(t.Context(), &pb.CreateVolumeRequest{Name: name, Size: 1 << 30,
+		Replicas: replicas})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return resp.Volume
+}
+
+// held is what the holder of a session reports.
+func held(s *client.Session) []client.SessionState {
+	return []client.SessionState{{Volume: s.Volume.ID, Generation: s.Generation}}
 }
 
 // follower collects the maps that WatchMap delivers.
@@ -247,11 +253,12 @@ func TestLeases(t *testing.T) {
 		turned.advance(time.Second * 2)
 		for server, lease := range map[int]uint64{1: one.LeaseID, 2: two.LeaseID} {
 			report[0].UUID = serverReportOf(server).Devices[0].UUID
-			if known, err := c.RenewServer(t.Context(), fmt.Sprintf("sds%d", server), lease, report); !known || err != nil {
+			name := fmt.Sprintf("sds%d", server)
+			if known, err := c.RenewServer(t.Context(), name, lease, report); !known || err != nil {
 				t.Fatalf("renewal: %v, %v", known, err)
 			}
 		}
-		lost, err := c.RenewSession(t.Context(), "c1", []client.SessionState{{Volume: s.Volume.ID, Generation: s.Generation}})
+		lost, err := c.RenewSession(t.Context(), "c1", held(s))
 		if err != nil || len(lost) != 0 {
 			t.Fatalf("lost %v, %v", lost, err)
 		}
@@ -284,10 +291,11 @@ func TestLeases(t *testing.T) {
 	register(t, c, 2)
 	f.until(t, "device 2 is back", func(m *cluster.Map) bool { return m.Devices[2].Up })
 	turned.advance(25 * time.Second)
-	if _, err := c.Attach(t.Context(), client.AttachRequest{Volume: "v", Client: "c2", Host: "h2"}); err != nil {
+	_, err = c.Attach(t.Context(), client.AttachRequest{Volume: "v", Client: "c2", Host: "h2"})
+	if err != nil {
 		t.Errorf("attaching after the holder's lease ran out: %v", err)
 	}
-	lost, err := c.RenewSession(t.Context(), "c1", []client.SessionState{{Volume: s.Volume.ID, Generation: s.Generation}})
+	lost, err := c.RenewSession(t.Context(), "c1", held(s))
 	if err != nil || len(lost) != 1 {
 		t.Errorf("the old holder is told that it lost %v, %v", lost, err)
 	}
@@ -328,7 +336,8 @@ func TestAttachContention(t *testing.T) {
 	for i := range 12 {
 		wait.Go(func() {
 			force := i%3 == 0
-			s, err := c.Attach(t.Context(), client.AttachRequest{Volume: "v", Client: fmt.Sprint("c", i), Host: "h", Force: force})
+			s, err := c.Attach(t.Context(), client.AttachRequest{Volume: "v",
+				Client: fmt.Sprint("c", i), Host: "h", Force: force})
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
@@ -411,7 +420,7 @@ func TestRestart(t *testing.T) {
 	if m.Cluster() != uuid {
 		t.Errorf("cluster %v became %v", uuid, m.Cluster())
 	}
-	lost, err := c.RenewSession(t.Context(), "c1", []client.SessionState{{Volume: s.Volume.ID, Generation: s.Generation}})
+	lost, err := c.RenewSession(t.Context(), "c1", held(s))
 	if err != nil || len(lost) != 0 {
 		t.Errorf("the session after a restart: lost %v, %v", lost, err)
 	}
@@ -426,7 +435,8 @@ func TestPlainHTTP(t *testing.T) {
 	m := startMember(t, testConfig(t))
 	register(t, newClient(t, m.Addr()), 1)
 	post := func(method, body string) (int, map[string]any) {
-		resp, err := http.Post("http://"+m.Addr()+"/braid.mdm.v1.Mdm/"+method, "application/json", strings.NewReader(body))
+		resp, err := http.Post("http://"+m.Addr()+"/braid.mdm.v1.Mdm/"+method, "application/json",
+			strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -440,10 +450,12 @@ func TestPlainHTTP(t *testing.T) {
 	if code, answer := post("CreateVolume", `{"name":"v","size":"1073741824","replicas":1}`); code != 200 {
 		t.Errorf("%d %v", code, answer)
 	}
-	if code, answer := post("Status", `{}`); code != 200 || answer["health"] != "ok" || answer["volumes"] != 1.0 {
+	if code, answer := post("Status", `{}`); code != 200 || answer["health"] != "ok" ||
+		answer["volumes"] != 1.0 {
 		t.Errorf("%d %v", code, answer)
 	}
-	if code, answer := post("CreateVolume", `{"name":"v","size":"4096"}`); code != 409 || answer["code"] != "already_exists" {
+	code, answer := post("CreateVolume", `{"name":"v","size":"4096"}`)
+	if code != 409 || answer["code"] != "already_exists" {
 		t.Errorf("%d %v", code, answer)
 	}
 	for path, want := range map[string]string{"/healthz": `"leads":true`, "/metrics": "braid_devices 1"} {
@@ -463,8 +475,10 @@ func TestPlainHTTP(t *testing.T) {
 // Goal: garbage costs the connection that it came on.
 func TestGarbage(t *testing.T) {
 	m := startMember(t, testConfig(t))
-	for _, text := range []string{"\x00\x01\x02garbage\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nnonsense nonsense nonsense",
-		"POST /braid.mdm.v1.Mdm/Status HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99999999999\r\n\r\n{"} {
+	for _, text := range []string{"\x00\x01\x02garbage\r\n\r\n",
+		"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nnonsense nonsense nonsense",
+		"POST /braid.mdm.v1.Mdm/Status HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" +
+			"Content-Length: 99999999999\r\n\r\n{"} {
 		conn, err := net.Dial("tcp", m.Addr())
 		if err != nil {
 			t.Fatal(err)
@@ -495,7 +509,8 @@ func TestBadConfigs(t *testing.T) {
 		{func(c *Config) { c.Cluster = "m=127.0.0.1:1" }, []string{"NAME=http://"}},
 		{func(c *Config) { c.Cluster = "m=http://127.0.0.1:1,m=http://127.0.0.1:2" }, []string{"twice"}},
 		{func(c *Config) { c.Cluster = "m=http://192.0.2.1:1" }, []string{"--insecure"}},
-		{func(c *Config) { c.Cluster, c.Etcd = "m=http://127.0.0.1:1", []string{"x"} }, []string{"one of them"}},
+		{func(c *Config) { c.Cluster, c.Etcd = "m=http://127.0.0.1:1", []string{"x"} },
+			[]string{"one of them"}},
 		{func(c *Config) { c.Etcd = []string{"http://127.0.0.1:1"} }, []string{"etcd", "--etcd"}},
 	} {
 		config := testConfig(t)

@@ -113,7 +113,8 @@ GET /healthz tells whether changes can be made, GET /metrics is for Prometheus.`
 	f.StringVar(&config.Advertise, "advertise", "",
 		"HOST:PORT under which others reach the API (default: where it listens)")
 	f.StringVar(&config.Name, "name", "", "name of this member (default: the host's name)")
-	f.StringVar(&config.Cluster, "cluster", "", "all members as NAME=http://HOST:PORT,… (default: this one alone)")
+	f.StringVar(&config.Cluster, "cluster", "",
+		"all members as NAME=http://HOST:PORT,… (default: this one alone)")
 	f.StringSliceVar(&config.Etcd, "etcd", nil, "URLs of an etcd to use instead of the one built in")
 	f.BoolVar(&config.Insecure, "insecure", false,
 		"allow addresses that other hosts reach; there is no authentication")

@@ -171,7 +171,8 @@ func TestThreeMembers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if devices, err := newClient(t, followers[1]).ListDevices(t.Context()); err != nil || devices[0].Used != 1<<20 {
+	devices, err := newClient(t, followers[1]).ListDevices(t.Context())
+	if err != nil || devices[0].Used != 1<<20 {
 		t.Errorf("usage through a follower: %v, %v", devices, err)
 	}
 	maps := make(chan *cluster.Map, 100)
@@ -184,7 +185,8 @@ func TestThreeMembers(t *testing.T) {
 
 	leader.kill()
 	killed := time.Now()
-	if _, err := c.CreateVolume(t.Context(), &pb.CreateVolumeRequest{Name: "w", Size: 1 << 30, Replicas: 1}); err != nil {
+	want := &pb.CreateVolumeRequest{Name: "w", Size: 1 << 30, Replicas: 1}
+	if _, err := c.CreateVolume(t.Context(), want); err != nil {
 		t.Fatalf("a change after the leader died: %v", err)
 	}
 	t.Logf("changes went on %v after the leader was killed", time.Since(killed).Round(time.Millisecond))
@@ -241,8 +243,8 @@ func TestKillAndRestart(t *testing.T) {
 	c := newClient(t, p)
 	registerServer(t, c, 1)
 	for i := range 5 {
-		name := fmt.Sprint("v", i)
-		if _, err := c.CreateVolume(t.Context(), &pb.CreateVolumeRequest{Name: name, Size: 1 << 30, Replicas: 1}); err != nil {
+		want := &pb.CreateVolumeRequest{Name: fmt.Sprint("v", i), Size: 1 << 30, Replicas: 1}
+		if _, err := c.CreateVolume(t.Context(), want); err != nil {
 			t.Fatal(err)
 		}
 		p.kill()
@@ -258,7 +260,8 @@ func TestKillAndRestart(t *testing.T) {
 	second := exec.Command(os.Args[0], p.args...)
 	second.Env = append(os.Environ(), beMain+"=1")
 	second.Args[len(second.Args)-1] = freePort(t)
-	if out, err := second.CombinedOutput(); err == nil || !strings.Contains(string(out), "in use by another mdm") {
+	out, err := second.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "in use by another mdm") {
 		t.Errorf("a second process on the same data: %v, %s", err, out)
 	}
 	began := time.Now()
@@ -281,7 +284,8 @@ func TestUsage(t *testing.T) {
 		{[]string{"bogus"}, 2, "bogus"},
 		{[]string{"serve", "--bogus"}, 2, "--bogus"},
 		{[]string{"serve", "extra"}, 2, "extra"},
-		{[]string{"serve", "--data-dir", filepath.Join(t.TempDir(), "x"), "--listen", "0.0.0.0:0"}, 1, "--insecure"},
+		{[]string{"serve", "--data-dir", filepath.Join(t.TempDir(), "x"), "--listen", "0.0.0.0:0"}, 1,
+			"--insecure"},
 		{[]string{"serve", "--data-dir", "/proc/nothing"}, 1, "/proc/nothing"},
 	} {
 		var out bytes.Buffer

@@ -132,7 +132,8 @@ func (a *app) sdsCommand() *cobra.Command {
 				servers, rows := []server{}, [][]string{}
 				for _, m := range found {
 					s := server{Name: m.Name, Addr: m.Addr, FaultSet: m.FaultSet, Up: m.Up,
-						Devices: append([]uint32{}, m.Devices...), Capacity: m.Capacity, Used: m.Used, Version: m.Version}
+						Devices: append([]uint32{}, m.Devices...), Capacity: m.Capacity, Used: m.Used,
+						Version: m.Version}
 					servers = append(servers, s)
 					rows = append(rows, []string{s.Name, upDown(s.Up), s.Addr, s.FaultSet,
 						fmt.Sprint(len(s.Devices)), size(s.Capacity), size(s.Used), percent(s.Used, s.Capacity),
@@ -141,8 +142,8 @@ func (a *app) sdsCommand() *cobra.Command {
 				if a.json() {
 					return a.printJSON(servers)
 				}
-				printTable(a.out, []string{"NAME", "STATE", "ADDRESS", "FAULT SET", ">DEVICES", ">SIZE", ">USED",
-					">USE", "VERSION"}, rows)
+				printTable(a.out, []string{"NAME", "STATE", "ADDRESS", "FAULT SET", ">DEVICES",
+					">SIZE", ">USED", ">USE", "VERSION"}, rows)
 				return nil
 			})
 		},

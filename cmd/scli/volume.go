@@ -70,7 +70,8 @@ as many chunks as the stripe width says, which lie on different devices.`,
 			}
 			req.StripeUnit = uint32(min(unit, 1<<31))
 			if req.Replicas == 0 || req.StripeWidth == 0 || unit == 0 || req.BlockSize == 0 {
-				return wrong("volume create %s: replicas, stripe unit, stripe width and block size cannot be 0", req.Name)
+				return wrong("volume create %s: replicas, stripe unit, stripe width and block size "+
+					"cannot be 0", req.Name)
 			}
 			return a.ask(c, func(ctx context.Context, mdm *client.Client) error {
 				resp, err := mdm.CreateVolume(ctx, req)
@@ -126,7 +127,8 @@ func (a *app) volumeList() *cobra.Command {
 				if a.json() {
 					return a.printJSON(volumes)
 				}
-				printTable(a.out, []string{"NAME", ">SIZE", ">REPLICAS", ">STRIPE", ">BLOCK", "ATTACHED BY", "SINCE"}, rows)
+				printTable(a.out, []string{"NAME", ">SIZE", ">REPLICAS", ">STRIPE", ">BLOCK", "ATTACHED BY",
+					"SINCE"}, rows)
 				return nil
 			})
 		},
@@ -149,7 +151,8 @@ func (a *app) volumeShow() *cobra.Command {
 						return a.showVolume(newVolume(m))
 					}
 				}
-				return fmt.Errorf("show volume %s: there is no such volume; `scli volume list` shows all", args[0])
+				return fmt.Errorf("show volume %s: there is no such volume; `scli volume list` shows all",
+					args[0])
 			})
 		},
 	}

@@ -100,7 +100,8 @@ func (s *State) candidates() []placement.Device {
 	var out []placement.Device
 	for _, d := range s.sortedDevices() {
 		if c := s.clusterDevice(d); c.Up && !c.Removing {
-			out = append(out, placement.Device{ID: c.ID, Server: c.Server, FaultSet: c.FaultSet, Weight: c.Size})
+			out = append(out, placement.Device{ID: c.ID, Server: c.Server, FaultSet: c.FaultSet,
+				Weight: c.Size})
 		}
 	}
 	return out

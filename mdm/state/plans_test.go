@@ -34,7 +34,8 @@ func TestBadVolumes(t *testing.T) {
 		{VolumeSpec{Name: "v", Size: 4096, StripeWidth: 65}, ErrInvalid, []string{"1 to 64"}},
 		{VolumeSpec{Name: "v", Size: 4096, BlockSize: 1024}, ErrInvalid, []string{"512"}},
 		{VolumeSpec{Name: "taken", Size: 4096}, ErrExists, []string{"taken", "in use"}},
-		{VolumeSpec{Name: "v", Size: 4096, Replicas: 3}, ErrRefused, []string{"3 replicas", "are 2", "--replicas"}},
+		{VolumeSpec{Name: "v", Size: 4096, Replicas: 3}, ErrRefused,
+			[]string{"3 replicas", "are 2", "--replicas"}},
 		{VolumeSpec{Name: "v", Size: 1 << 40}, ErrRefused, []string{"1T", "10G", "add devices"}},
 	} {
 		_, _, _, err := b.state().CreateVolume(c.spec, b.now)
@@ -125,9 +126,9 @@ func TestAttach(t *testing.T) {
 	wants(t, err, ErrRefused, "host h1", "client c1", "2031-05-01", "--force", "sdc detach")
 	_, err = b.attach(AttachRequest{Volume: "v", Client: "c1", Host: "h1", Request: "r3"})
 	wants(t, err, ErrRefused, "this client has it")
-	if s, err := b.attach(AttachRequest{Volume: "v", Client: "c1", Host: "h1", Request: "r4", GuestAlive: true}); err != nil ||
-		s.Generation != 2 {
-		t.Errorf("the same client under a living guest: %+v, %v", s, err)
+	again, err := b.attach(AttachRequest{Volume: "v", Client: "c1", Host: "h1", Request: "r4", GuestAlive: true})
+	if err != nil || again.Generation != 2 {
+		t.Errorf("the same client under a living guest: %+v, %v", again, err)
 	}
 	_, err = b.attach(AttachRequest{Volume: "v", Client: "c1", Host: "h2", Request: "r5", GuestAlive: true})
 	wants(t, err, ErrRefused, "host h1")
@@ -136,7 +137,9 @@ func TestAttach(t *testing.T) {
 		t.Errorf("by force: %+v, %v", forced, err)
 	}
 	events := b.state().Events(0, 0)
-	if !slices.ContainsFunc(events, func(e Event) bool { return e.Kind == "fenced" && strings.Contains(e.Text, "h1") }) {
+	if !slices.ContainsFunc(events, func(e Event) bool {
+		return e.Kind == "fenced" && strings.Contains(e.Text, "h1")
+	}) {
 		t.Error("no event tells of the fencing")
 	}
 	tx, err := b.state().Detach("v", "c1", 2, b.now)
@@ -274,7 +277,8 @@ func TestRenew(t *testing.T) {
 	if d := wholeMap(t, b.state()).Devices[1]; d.Up || d.Incarnation != 77 {
 		t.Errorf("the failed device is %+v", d)
 	}
-	if st := b.state().Status(nil); st.Health != Degraded || !strings.Contains(strings.Join(st.Reasons, " "), "EIO on flush") {
+	st := b.state().Status(nil)
+	if st.Health != Degraded || !strings.Contains(strings.Join(st.Reasons, " "), "EIO on flush") {
 		t.Errorf("status %+v", st)
 	}
 	b.commit(b.state().Expire([]string{"sds0"}, b.now))

@@ -157,7 +157,9 @@ func same(a, b *cluster.Map) string {
 		}
 	}
 	for n := range a.Sets {
-		if !slices.EqualFunc(a.PGs[n], b.PGs[n], func(x, y *cluster.PG) bool { return x.ID == y.ID && samePG(x, y) }) {
+		if !slices.EqualFunc(a.PGs[n], b.PGs[n], func(x, y *cluster.PG) bool {
+			return x.ID == y.ID && samePG(x, y)
+		}) {
 			return fmt.Sprintf("set %d: %v\nand\n%v", n, a.PGs[n], b.PGs[n])
 		}
 	}
@@ -210,29 +212,31 @@ func TestDeltasEqualTheWholeMap(t *testing.T) {
 func (b *bench) randomChange(rt *rapid.T) {
 	s := b.state()
 	pick := func(n int, what string) int { return rapid.IntRange(0, n-1).Draw(rt, what) }
+	name := fmt.Sprintf("v%d", pick(4, "volume"))
 	switch pick(9, "change") {
 	case 0:
 		b.register(report(pick(5, "server"), 1+pick(2, "disks")))
 	case 1:
 		b.commit(s.Expire([]string{fmt.Sprintf("sds%d", pick(5, "server"))}, b.now))
 	case 2:
-		spec := VolumeSpec{Name: fmt.Sprintf("v%d", pick(4, "volume")), Size: 1 << 30, Replicas: 1 + pick(2, "replicas")}
+		spec := VolumeSpec{Name: name, Size: 1 << 30, Replicas: 1 + pick(2, "replicas")}
 		if tx, _, _, err := s.CreateVolume(spec, b.now); err == nil {
 			b.commit(tx)
 		}
 	case 3:
-		if tx, err := s.DeleteVolume(fmt.Sprintf("v%d", pick(4, "volume")), true, b.now); err == nil {
+		if tx, err := s.DeleteVolume(name, true, b.now); err == nil {
 			b.commit(tx)
 		}
 	case 4:
-		if tx, _, _, err := s.ResizeVolume(fmt.Sprintf("v%d", pick(4, "volume")), 2<<30, false, b.now); err == nil {
+		if tx, _, _, err := s.ResizeVolume(name, 2<<30, false, b.now); err == nil {
 			b.commit(tx)
 		}
 	case 5:
-		b.attach(AttachRequest{Volume: fmt.Sprintf("v%d", pick(4, "volume")), Client: "c", Host: "h", Force: true})
+		b.attach(AttachRequest{Volume: name, Client: "c", Host: "h", Force: true})
 	case 6:
 		for _, x := range s.Sessions() {
-			tx, _, _, err := s.DropReplica(x.Volume, x.Generation, cluster.DeviceID(1+pick(4, "device")), "test", b.now)
+			device := cluster.DeviceID(1 + pick(4, "device"))
+			tx, _, _, err := s.DropReplica(x.Volume, x.Generation, device, "test", b.now)
 			if err != nil {
 				rt.Fatal(err)
 			}
@@ -327,11 +331,11 @@ func TestEventsAreBounded(t *testing.T) {
 		tx.event(Info, "test", "x", "event")
 		b.commit(tx)
 	}
-	events := b.state().Events(0, 0)
-	if len(events) != MaxEvents || events[len(events)-1].Seq != b.state().LastEvent() {
-		t.Errorf("%d events, the newest is %d of %d", len(events), events[len(events)-1].Seq, b.state().LastEvent())
+	events, newest := b.state().Events(0, 0), b.state().LastEvent()
+	if len(events) != MaxEvents || events[len(events)-1].Seq != newest {
+		t.Errorf("%d events, the newest is %d of %d", len(events), events[len(events)-1].Seq, newest)
 	}
-	if got := b.state().Events(b.state().LastEvent()-10, 3); len(got) != 3 || got[2].Seq != b.state().LastEvent() {
+	if got := b.state().Events(newest-10, 3); len(got) != 3 || got[2].Seq != newest {
 		t.Errorf("the last three are %+v", got)
 	}
 	if n := len(b.reload().Events(0, 0)); n != MaxEvents {

@@ -65,7 +65,8 @@ func (s *State) Status(used map[cluster.DeviceID]uint64) Status {
 	}
 	s.fullDevices(&st, used)
 	if st.GroupsDegraded > 0 {
-		st.worse(Degraded, "%d of %d groups have fewer in-sync copies up than they should", st.GroupsDegraded, st.Groups)
+		st.worse(Degraded, "%d of %d groups have fewer in-sync copies up than they should",
+			st.GroupsDegraded, st.Groups)
 	}
 	if st.groupsRebuilding > 0 {
 		st.worse(Rebuilding, "%d groups are being copied", st.groupsRebuilding)
@@ -125,7 +126,8 @@ func (s *State) fullDevices(st *Status, used map[cluster.DeviceID]uint64) {
 		}
 		switch percent := used[d.ID] / max(d.Size/100, 1); {
 		case percent >= fullPercent:
-			st.worse(Full, "device %d (%s) is %d%% full: add devices or free space", d.ID, deviceName(d), percent)
+			st.worse(Full, "device %d (%s) is %d%% full: add devices or free space", d.ID, deviceName(d),
+				percent)
 		case percent >= nearFullPercent:
 			st.Reasons = append(st.Reasons, fmt.Sprintf("device %d (%s) is %d%% full: add devices soon",
 				d.ID, deviceName(d), percent))
@@ -151,12 +153,16 @@ func (s *State) downParts(st *Status) {
 
 // Servers returns the data servers by name.
 func (s *State) Servers() []*Server {
-	return slices.SortedFunc(maps.Values(s.servers), func(a, b *Server) int { return cmp.Compare(a.Name, b.Name) })
+	return slices.SortedFunc(maps.Values(s.servers), func(a, b *Server) int {
+		return cmp.Compare(a.Name, b.Name)
+	})
 }
 
 // Members returns the metadata managers by name.
 func (s *State) Members() []*Member {
-	return slices.SortedFunc(maps.Values(s.members), func(a, b *Member) int { return cmp.Compare(a.Name, b.Name) })
+	return slices.SortedFunc(maps.Values(s.members), func(a, b *Member) int {
+		return cmp.Compare(a.Name, b.Name)
+	})
 }
 
 // Devices returns the devices by number, with their records.
