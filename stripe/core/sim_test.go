@@ -85,6 +85,7 @@ type sim struct {
 	marks   map[string]int
 	healing bool
 	clock   int64
+	ended   map[*bio.Request]error // of a script, which checks for itself
 }
 
 // job is what the sim knows of a request.
@@ -175,6 +176,10 @@ func (s *sim) effect(e Effect) {
 		s.marks["frame"]++
 		l.frames = append(l.frames, &wireFrame{frame: e.Frame, h: s.core.Frame(e.Frame).Header})
 	case Complete:
+		if s.ended != nil {
+			s.ended[e.Request] = e.Request.Err
+			return
+		}
 		s.completed(e.Request)
 	case CloseLink:
 		s.links[e.Link].state = linkClosing
