@@ -25,11 +25,11 @@ type alEntry struct {
 	inflight uint32 // admitted changes that have not completed
 	state    alState
 	marks    Marks
-	logMarks Marks // as in the newest add record
-	isQueued bool  // its add record waits for a commit
-	freeing  bool  // the removal of its chunk is not durable yet
-	lru      link  // by last use
-	log      link  // by logSeq
+	logMarks Marks  // as in the newest add record
+	isQueued bool   // its add record waits for a commit
+	freeing  uint32 // slots of its chunk whose removal is not durable yet
+	lru      link   // by last use
+	log      link   // by logSeq
 }
 
 type link struct{ prev, next uint32 }

@@ -24,6 +24,9 @@ const (
 type page struct {
 	bits      bitmap
 	dirty     bitmap // blocks changed since the last record
+	logged    bitmap // as in the newest record, or in the page on the disk
+	young     bitmap // blocks that the newest record was the first to call present
+	flying    bitmap // blocks whose data is being written
 	have      bitmap // pageOverlay: blocks whose sum is known from the log
 	sums      [blocks]uint64
 	folded    header // the chunk's header as the header table holds it
@@ -42,6 +45,7 @@ type page struct {
 	isFresh   bool // no record of this chunk in this slot has been logged
 	isFolded  bool // folded is valid although not unfolded (set while dirty or unfolded)
 	needsBits bool // pageOverlay: the bitmap, too, lies in the page on the disk
+	hold      bool // a doubt was settled: no data is written before that is proven
 	needsSeq  bool // from the log: the disk may hold newer pages than the header knows
 	folding   bool
 	loading   bool

@@ -27,8 +27,9 @@ func (c *Core) stepChange(r *Request) {
 	if r.stage == stageSpace && !c.admitChange(r) {
 		return
 	}
-	if r.stage == stageReady && c.ready(r) {
+	if r.stage == stageReady && c.ready(r) && c.proven(r) {
 		r.stage = stageIO
+		c.cache.at(r.page).flying.or(r.span())
 		data := r.Data
 		if r.Op == OpZero {
 			data = c.zeroes[:r.Length]
@@ -163,8 +164,8 @@ func (c *Core) allocate(key *chunkKey) (uint32, bool) {
 	// A page that is still there holds the previous chunk's unfolded removal;
 	// its place in the log order and the folded header stay.
 	p := c.cache.at(i)
-	p.bits, p.dirty = bitmap{}, bitmap{}
-	p.state, p.isFresh, p.freed = pageReady, true, false
+	p.bits, p.dirty, p.logged, p.young = bitmap{}, bitmap{}, bitmap{}, bitmap{}
+	p.state, p.isFresh, p.freed, p.hold = pageReady, true, false, false
 	in.key, in.state = *key, stateUsed
 	in.gen, in.interval, in.blocks, in.al = 0, 0, 0, 0
 	if !c.slots.insert(slot) {
@@ -196,6 +197,25 @@ func (c *Core) ready(r *Request) bool {
 	return true
 }
 
+// proven reports whether the data of a write may go to the device. Recovery
+// cannot know of the last group in the log whether its flush returned. Where
+// that group was the first to call a block present, a mismatch must mean that
+// the data never came, so the block stays absent and nothing stale shows. Such
+// a block is therefore not overwritten before a later group proves the flush.
+// (Blocks that were present before need no proof: any version of them may
+// show. A hot block pays once in its life, and only if no commit comes by.)
+func (c *Core) proven(r *Request) bool {
+	p := c.cache.at(r.page)
+	p.hold = p.hold && (p.isDirty || p.lastSeq >= c.log.durable)
+	m := p.young.and(r.span())
+	if !p.hold && (m.empty() || p.lastSeq < c.log.durable) {
+		return true
+	}
+	c.log.wantsProof = true
+	c.log.unproven.push(r)
+	return false
+}
+
 // awaitPage queues a request for a page that is not ready, or ends it when the
 // page cannot be had.
 func (c *Core) awaitPage(r *Request, p *page) bool {
@@ -219,7 +239,7 @@ func (c *Core) overwrites(r *Request) bool {
 func (c *Core) restart(i uint32) {
 	p := c.cache.at(i)
 	c.keepFolded(p)
-	p.bits, p.dirty = bitmap{}, bitmap{}
+	p.bits, p.dirty, p.logged, p.young = bitmap{}, bitmap{}, bitmap{}, bitmap{}
 	p.state, p.isFresh, p.fault = pageReady, true, 0
 	in := &c.slots.info[p.slot]
 	in.pageSeq = max(in.pageSeq, p.topSeq)
@@ -235,6 +255,8 @@ func (c *Core) requestIODone(r *Request, err error) {
 		c.reply(r, transport.StatusIO)
 		return
 	}
+	p := c.cache.at(r.page)
+	p.flying.without(r.span())
 	if err != nil {
 		// What the blocks hold is unknown now. The region stays in the log until it
 		// is resolved, and the incarnation changes: the client counts this copy as lost.
@@ -244,7 +266,6 @@ func (c *Core) requestIODone(r *Request, err error) {
 		c.endChange(r, transport.StatusIO)
 		return
 	}
-	p := c.cache.at(r.page)
 	first, n := r.Offset>>blockShift, r.Length>>blockShift
 	if r.Op == OpZero {
 		for i := range n {
@@ -256,6 +277,7 @@ func (c *Core) requestIODone(r *Request, err error) {
 		}
 	}
 	c.touchChunk(r, p)
+	c.untear(r)
 	m := span(first, n)
 	p.bits.or(m)
 	p.dirty.or(m)
@@ -345,7 +367,8 @@ func (c *Core) freeChunk(i uint32) {
 	c.keepFolded(p)
 	c.slots.remove(p.slot)
 	if in.al != 0 {
-		c.al.ent[in.al].slot, c.al.ent[in.al].freeing = 0, true
+		c.al.ent[in.al].slot = 0
+		c.al.ent[in.al].freeing++
 	}
 	in.state, in.blocks = stateFreeing, 0
 	c.slots.freeing++

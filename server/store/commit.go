@@ -38,6 +38,7 @@ type commitState struct {
 	pages      int
 	left       int // log writes under way
 	coversFold bool
+	needsProof bool // its acks wait for the next group
 	logIO      [2]IO
 	flushIO    IO
 	w          groupWriter
@@ -67,7 +68,7 @@ func (c *Core) commitWanted() bool {
 	switch {
 	case c.flushQ.head != nil, len(c.al.pending) > 0, len(c.log.noted) > 0,
 		len(c.log.dropped) > 0, c.dirtyCost > c.log.softDirty(), c.fold.stage == foldWritten,
-		c.fold.wantsCommit, c.wantsTail():
+		c.fold.wantsCommit, c.log.wantsProof, c.wantsTail():
 		return true
 	case c.dirty.head != 0 && (c.spaceQ.head != nil || c.drops.isStuck || c.stop.stage == stopCommit):
 		return true
@@ -79,7 +80,11 @@ func (c *Core) commitWanted() bool {
 func (c *Core) pumpCommit() bool {
 	if c.flushQ.head != nil && c.dirty.head == 0 {
 		// Everything acked is in the commit under way, or durable already.
-		if c.commit.stage != commitIdle {
+		switch {
+		case c.log.isOpen && c.commit.stage == commitIdle:
+			c.log.unacked.join(&c.flushQ)
+			return true
+		case c.commit.stage != commitIdle:
 			c.commit.flushers.join(&c.flushQ)
 			return false
 		}
@@ -107,7 +112,7 @@ func (c *Core) pumpCommit() bool {
 func (c *Core) buildCommit() {
 	cs := &c.commit
 	cs.group = c.log.next
-	cs.flushers, cs.tail, cs.err = reqQueue{}, c.log.tail, nil
+	cs.flushers, cs.tail, cs.err, cs.needsProof = reqQueue{}, c.log.tail, nil, false
 	cs.adds, cs.freed = cs.adds[:0], cs.freed[:0]
 	cs.vols, cs.gens, cs.dropped = cs.vols[:0], cs.gens[:0], cs.dropped[:0]
 	cs.w.reset(min(c.log.groupMax, c.ringFree()-1))
@@ -120,6 +125,9 @@ func (c *Core) buildCommit() {
 	}
 	c.advanceTail()
 	c.fold.wantsCommit = false
+	if c.log.wantsProof && cs.w.pages == 0 {
+		cs.w.room(doubtRecord) // an empty page is proof enough
+	}
 	if c.fold.stage == foldIdle && c.foldNeeded() {
 		c.selectFold(true)
 	}
@@ -224,6 +232,11 @@ func (c *Core) logChunks() {
 		c.dirtyCost -= int(p.cost)
 		p.cost, p.next, p.isDirty, p.isFresh = 0, 0, false, false
 		p.dirty = bitmap{}
+		p.young = p.bits
+		p.young.without(p.logged)
+		p.logged = p.bits
+		over := p.young.and(p.flying)
+		cs.needsProof = cs.needsProof || !over.empty()
 		p.lastSeq = cs.group
 		if p.firstSeq == 0 {
 			p.firstSeq = cs.group
@@ -354,7 +367,7 @@ func (c *Core) committed() {
 			continue
 		}
 		if in.al != 0 {
-			c.al.ent[in.al].freeing = false
+			c.al.ent[in.al].freeing--
 			in.al = 0
 		}
 		p.freed = true
@@ -365,6 +378,7 @@ func (c *Core) committed() {
 	} else if c.fold.stage == foldWaits {
 		c.writeFold()
 	}
+	c.prove()
 	c.replyCommitted()
 	for _, e := range cs.adds {
 		q := c.al.wait[e]
@@ -374,6 +388,31 @@ func (c *Core) committed() {
 		}
 	}
 	c.retry = true
+}
+
+// prove ends the waiting for a group that proves the one before it.
+func (c *Core) prove() {
+	cs := &c.commit
+	if cs.pages == 0 {
+		return
+	}
+	c.log.durable = cs.group
+	c.log.wantsProof, c.log.isOpen = false, false
+	acks, writes := c.log.unacked, c.log.unproven
+	c.log.unacked, c.log.unproven = reqQueue{}, reqQueue{}
+	for r := acks.pop(); r != nil; r = acks.pop() {
+		c.finishFlush(r)
+	}
+	for r := writes.pop(); r != nil; r = writes.pop() {
+		c.step(r)
+	}
+	if cs.needsProof {
+		// A block that this group was the first to call present is being overwritten
+		// right now: until the group is proven, a crash could take that for data that
+		// never came.
+		c.log.wantsProof, c.log.isOpen = true, true
+		c.log.unacked.join(&cs.flushers)
+	}
 }
 
 func (c *Core) replyCommitted() {

@@ -24,7 +24,7 @@ type Core struct {
 	vols    []*volume // in order of first use
 	volumes map[cluster.VolumeID]*volume
 	hdrSeq  []uint64 // by header page: sequence number of its newest twin
-	torn    map[chunkKey]bitmap
+	torn    map[chunkKey]*tornBlocks
 	doubts  map[chunkKey]*doubt
 	doubted []uint64 // groups whose flush is uncertain, still to be noted in the log
 
@@ -337,6 +337,8 @@ func (c *Core) fail(err error) {
 	all.join(&c.commit.fences)
 	all.join(&c.drops.queue)
 	all.join(&c.log.drops)
+	all.join(&c.log.unproven)
+	all.join(&c.log.unacked)
 	all.join(&c.commit.drops)
 	if c.stop.req != nil {
 		all.push(c.stop.req)

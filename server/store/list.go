@@ -19,8 +19,8 @@ func (c *Core) listRegions(r *Request) {
 		if cluster.Generation(e.gen) < r.vol.gen {
 			g.Marks |= MarkSuspect
 		}
-		if m, ok := c.torn[e.key]; ok {
-			m.put(g.Torn[:])
+		if t := c.torn[e.key]; t != nil {
+			t.bits.put(g.Torn[:])
 		}
 		r.Regions = append(r.Regions, g)
 	}

@@ -84,10 +84,10 @@ func (c *Core) loadDone(io *IO, err error) {
 	switch st := c.decodePage(p, io.Data, err); {
 	case p.state == pageReady:
 	case st == transport.StatusOK:
-		p.state, p.fault = pageReady, 0
+		p.state, p.fault, p.logged = pageReady, 0, p.bits
 	case overlay && !p.needsBits:
 		// The bitmap is known from the log; sums that are not show as rot.
-		p.state, p.fault = pageReady, 0
+		p.state, p.fault, p.logged = pageReady, 0, p.bits
 		lost := p.bits
 		lost.without(p.have)
 		for b := range uint32(blocks) {

@@ -8,11 +8,16 @@ import (
 
 // logState is the ring as memory sees it. Sequence numbers count pages.
 type logState struct {
-	next        uint64 // of the next page
-	tail        uint64 // newest one put into a commit
-	durableTail uint64 // newest one that is durable: what lies before may be overwritten
-	groupMax    int    // pages a commit may take
-	reserve     int    // pages that logging the activity log and all fences again takes
+	next        uint64   // of the next page
+	tail        uint64   // newest one put into a commit
+	durableTail uint64   // newest one that is durable: what lies before may be overwritten
+	groupMax    int      // pages a commit may take
+	reserve     int      // pages that logging the activity log and all fences again takes
+	durable     uint64   // first page of the newest group that is durable
+	wantsProof  bool     // a group has to be written, be it empty
+	unproven    reqQueue // writes that wait for it
+	unacked     reqQueue // flushes and FUA that wait for it
+	isOpen      bool     // the newest group's acks wait for it
 	noted       []*volume
 	dropped     []*volume
 	fences      reqQueue // wait for a commit that notes their volume
@@ -202,7 +207,7 @@ func (c *Core) retire(limit int) (removed int) {
 
 func (c *Core) retireable(e uint32) bool {
 	ent := &c.al.ent[e]
-	if ent.state != alDurable || ent.inflight != 0 || ent.isQueued || ent.freeing ||
+	if ent.state != alDurable || ent.inflight != 0 || ent.isQueued || ent.freeing != 0 ||
 		c.al.wait[e].head != nil {
 		return false
 	}

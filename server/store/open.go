@@ -84,7 +84,7 @@ func newCore(s superblock, cfg Config) *Core {
 	c := &Core{
 		cfg: cfg, sb: s, lay: s.layout, salt: s.salt(),
 		volumes: map[cluster.VolumeID]*volume{},
-		torn:    map[chunkKey]bitmap{},
+		torn:    map[chunkKey]*tornBlocks{},
 		doubts:  map[chunkKey]*doubt{},
 		hdrSeq:  make([]uint64, s.layout.headerPages()),
 		zeroes:  alignedBytes(cluster.ChunkSize),

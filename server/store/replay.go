@@ -169,6 +169,7 @@ func (c *Core) replayLog(d Disk) error {
 	}
 	c.cache.limit = max(limit, c.cache.made)
 	c.log.next, c.log.tail, c.log.durableTail = end, last.tail, last.tail
+	c.log.durable = last.seq
 	p.finish(isClean)
 	return nil
 }
@@ -225,7 +226,7 @@ func (p *replay) chunk(r *record) {
 		return
 	}
 	if r.flags&chunkFresh != 0 {
-		g.bits, g.have = bitmap{}, bitmap{}
+		g.bits, g.have, g.logged = bitmap{}, bitmap{}, bitmap{}
 		g.state, g.needsBits, g.isFresh = pageReady, false, false
 	}
 	in.key, in.state = r.key, stateUsed
@@ -237,6 +238,7 @@ func (p *replay) chunk(r *record) {
 	in.gen, in.interval, in.blocks = r.gen, r.interval, uint16(r.bits.count())
 	g.bits, g.needsBits = r.bits, false
 	g.have.or(r.mask)
+	g.logged = r.bits
 	eachSum(r, func(b uint32, sum uint64) { g.sums[b] = sum })
 }
 

@@ -40,6 +40,11 @@ func (c *Core) pumpStop() bool {
 		}
 		c.idle = false
 		c.retire(cap(c.al.removed))
+		for key := range c.torn {
+			if e := c.al.find(&key); e != 0 {
+				c.al.ent[e].marks |= MarkSuspect | MarkVerify // found again by the next start
+			}
+		}
 		for i := range c.al.ent {
 			if e := &c.al.ent[i]; e.state == alDurable && e.marks != e.logMarks {
 				c.al.queueAdd(uint32(i)) // marks outlive a clean stop

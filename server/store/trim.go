@@ -76,6 +76,7 @@ func (c *Core) applyTrim(r *Request) {
 	m := p.bits.and(r.span())
 	if !m.empty() {
 		c.touchChunk(r, p)
+		c.untear(r)
 		p.bits.without(m)
 		p.dirty.or(m)
 		c.slots.info[r.slot].blocks = uint16(p.bits.count())
@@ -128,6 +129,7 @@ func (c *Core) stepStamp(r *Request) {
 	c.keepFolded(p)
 	in := &c.slots.info[slot]
 	in.gen, in.interval = uint64(r.Gen), r.Interval // may go back: that is the point
+	c.adopt(key, p)
 	c.stampEntry(r, r.al)
 	c.markDirty(r.page)
 	c.endChange(r, transport.StatusOK)

@@ -144,8 +144,10 @@ func (c *Core) verifyRead(err error) {
 //   - it wrote it, and the data matches: present;
 //   - it wrote it, the data does not match, nothing was there before: absent;
 //   - otherwise the block was flushed once: its checksum matches, or a later
-//     write has come through in part. Then what is there is adopted and the
-//     block is noted as torn, for the resolver to prefer another copy.
+//     write has come through, whole or in part. The block is noted as torn. The
+//     resolver prefers a copy that matches and has the block written from there,
+//     or else stamps the chunk, which adopts what is here. A device that resolves
+//     by itself adopts at once.
 func (c *Core) compare() {
 	v := &c.verify
 	ent := &c.al.ent[v.entry]
@@ -155,7 +157,7 @@ func (c *Core) compare() {
 	if d != nil {
 		cand.or(d.bits)
 	}
-	var torn bitmap
+	var torn tornBlocks
 	changed := d != nil
 	c.keepFolded(p)
 	for i := range uint32(blocks) {
@@ -175,17 +177,76 @@ func (c *Core) compare() {
 			p.dirty.set(i)
 		case had && (sum == p.sums[i] || p.sums[i] == unknownSum):
 		case had:
-			p.sums[i] = sum
-			p.dirty.set(i)
-			torn.set(i)
+			torn.bits.set(i)
+			torn.sums = append(torn.sums, sum)
+		}
+	}
+	if !torn.bits.empty() {
+		c.stats.Torn += uint64(torn.bits.count())
+		c.torn[ent.key] = &torn
+		if c.cfg.LocalResolve {
+			c.adopt(ent.key, p)
 			changed = true
 		}
 	}
-	c.settleVerify(ent, p, d, torn, changed)
+	c.settleVerify(ent, p, d, changed)
 	c.endVerify(transport.StatusOK)
 }
 
-func (c *Core) settleVerify(ent *alEntry, p *page, d *doubt, torn bitmap, changed bool) {
+// tornBlocks are the blocks of a chunk that a crash left unlike their checksums,
+// and the checksums of what they hold, ascending by block.
+type tornBlocks struct {
+	bits bitmap
+	sums []uint64
+}
+
+// adopt takes what torn blocks hold for their contents (rule 22).
+func (c *Core) adopt(key chunkKey, p *page) {
+	t := c.torn[key]
+	if t == nil {
+		return
+	}
+	n := 0
+	for i := range uint32(blocks) {
+		if t.bits.has(i) {
+			if p.bits.has(i) {
+				p.sums[i] = t.sums[n]
+				p.dirty.set(i)
+			}
+			n++
+		}
+	}
+}
+
+// untear forgets torn blocks that were written or trimmed since.
+func (c *Core) untear(r *Request) {
+	if len(c.torn) == 0 {
+		return
+	}
+	key := r.key()
+	t := c.torn[key]
+	if t == nil {
+		return
+	}
+	m := r.span()
+	kept := t.sums[:0]
+	n := 0
+	for i := range uint32(blocks) {
+		if t.bits.has(i) {
+			if !m.has(i) {
+				kept = append(kept, t.sums[n])
+			}
+			n++
+		}
+	}
+	t.sums = kept
+	t.bits.without(m)
+	if t.bits.empty() {
+		delete(c.torn, key)
+	}
+}
+
+func (c *Core) settleVerify(ent *alEntry, p *page, d *doubt, changed bool) {
 	in := &c.slots.info[p.slot]
 	if d != nil {
 		if d.gen > in.gen || d.gen == in.gen && d.interval > in.interval {
@@ -194,10 +255,7 @@ func (c *Core) settleVerify(ent *alEntry, p *page, d *doubt, torn bitmap, change
 		}
 		delete(c.doubts, ent.key)
 		p.doubted = false
-	}
-	if !torn.empty() {
-		c.stats.Torn += uint64(torn.count())
-		c.torn[ent.key] = torn
+		p.hold = true
 	}
 	c.stats.Verified++
 	in.blocks = uint16(p.bits.count())

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"fmt"
+	"strings"
+)
+
+// dumpLog lists what the log on the disk says of a chunk.
+func dumpLog(g *rig, key chunkKey) string {
+	var b strings.Builder
+	s, _, err := readSuper(g.disk)
+	if err != nil {
+		return err.Error()
+	}
+	r, err := readRing(g.disk, &s.layout, s.salt())
+	if err != nil {
+		return err.Error()
+	}
+	last, err := r.last()
+	if err != nil {
+		return err.Error()
+	}
+	fmt.Fprintf(&b, "\ntail %d last %d clean %v\n", last.tail, last.seq, s.flags&superClean)
+	for q := last.tail; q <= last.seq; {
+		h := r.group(q)
+		_ = r.records(h, func(x *record) error {
+			if x.key == key || x.kind == recDoubt {
+				fmt.Fprintf(&b, "group %d+%d start %d: kind %d flags %d slot %d tag %d,%d bits %x mask %x doubt %d\n", q, h.count, h.start,
+					x.kind, x.flags, x.slot, x.gen, x.interval, x.bits, x.mask, x.seq)
+			}
+			return nil
+		})
+		q += uint64(h.count)
+	}
+	return b.String()
+}

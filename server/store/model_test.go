@@ -1,0 +1,545 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/cespare/xxhash/v2"
+
+	"braid/cluster"
+	"braid/transport"
+)
+
+// The model: for each block the values that it may have after a power loss now.
+// The first is what the newest acked flush covered; later ones are changes since,
+// acked or not. A change that was acked is the block's value without a crash.
+type modelBlock struct {
+	values []uint64 // xxhash64 of the contents
+	acked  int      // index of the newest acked one
+	base   int      // how many were dropped from the front
+	busy   bool     // a change is in flight (range lock)
+}
+
+type modelVolume struct {
+	id       cluster.VolumeID
+	gen      cluster.Generation
+	interval uint64
+	out      map[uint64]int // changes in flight by interval
+	flushing bool
+	fencing  bool
+}
+
+type modelKey struct {
+	volume cluster.VolumeID
+	chunk  uint64
+	block  uint32
+}
+
+type modelOp struct {
+	kind  string
+	first modelKey
+	n     uint32
+	hash  []uint64
+	marks map[modelKey]int // flush: acked index of each block at its start
+	vol   *modelVolume
+	want  []uint64
+}
+
+type model struct {
+	t       *testing.T
+	rig     *rig
+	last    *rig // recovered last
+	rnd     *rand.Rand
+	cfg     Config
+	chunks  uint64
+	vols    []*modelVolume
+	blocks  map[modelKey]*modelBlock
+	ops     map[*Request]*modelOp
+	version uint64
+	zero    uint64
+	crashes int
+	seen    map[string]int
+	ticks   int
+	used    map[modelKey]uint32 // by chunk: blocks that were ever touched
+	every   int                 // a crash is drawn at every so many-th completion
+}
+
+func newModel(t *testing.T, seed uint64, size int64, cfg Config) *model {
+	m := &model{t: t, cfg: cfg, chunks: 24, blocks: map[modelKey]*modelBlock{},
+		ops: map[*Request]*modelOp{}, used: map[modelKey]uint32{}, seen: map[string]int{}, every: 50}
+	m.rnd = rand.New(rand.NewPCG(seed, 7))
+	m.rig = newRig(t, size, cfg)
+	m.rig.rnd = m.rnd
+	m.rig.each = m.tick
+	m.zero = xxhash.Sum64(make([]byte, cluster.BlockSize))
+	for i := range 2 {
+		v := &modelVolume{id: cluster.VolumeID(i + 1), gen: 1, interval: 1, out: map[uint64]int{}}
+		m.vols = append(m.vols, v)
+		m.rig.fence(v.id, 1)
+	}
+	return m
+}
+
+func (m *model) block(k modelKey) *modelBlock {
+	b := m.blocks[k]
+	if b == nil {
+		b = &modelBlock{values: []uint64{m.zero}}
+		m.blocks[k] = b
+	}
+	return b
+}
+
+func (k modelKey) plus(i uint32) modelKey { k.block += i; return k }
+
+// pick draws a free range.
+func (m *model) pick() (k modelKey, n uint32, ok bool) {
+	k.volume = m.vols[m.rnd.IntN(len(m.vols))].id
+	k.chunk = m.rnd.Uint64N(m.chunks)
+	n = 1 + m.rnd.Uint32N(6)
+	if m.rnd.IntN(100) == 0 {
+		n = blocks
+	}
+	k.block = m.rnd.Uint32N(min(24, blocks-n+1))
+	for i := range n {
+		if m.block(k.plus(i)).busy {
+			return k, n, false
+		}
+	}
+	return k, n, true
+}
+
+func (m *model) change(kind string) {
+	k, n, ok := m.pick()
+	if !ok {
+		return
+	}
+	v := m.vols[k.volume-1]
+	r := &Request{Volume: k.volume, Gen: v.gen, Interval: v.interval, Chunk: k.chunk,
+		Offset: k.block * cluster.BlockSize, Length: n * cluster.BlockSize, FUA: m.rnd.IntN(10) == 0}
+	op := &modelOp{kind: kind, first: k, n: n, vol: v}
+	switch kind {
+	case "write":
+		m.version++
+		r.Op, r.Data = OpWrite, alignedBytes(int(r.Length))
+		pattern(r.Data, m.version)
+		r.Sums = sumsOf(r.Data)
+		for i := range n {
+			op.hash = append(op.hash, xxhash.Sum64(r.Data[i*cluster.BlockSize:(i+1)*cluster.BlockSize]))
+		}
+	case "trim":
+		r.Op = OpTrim
+	case "zero":
+		r.Op, r.NoHole = OpZero, m.rnd.IntN(2) == 0
+	}
+	for i := range n {
+		b := m.block(k.plus(i))
+		b.busy = true
+		at := modelKey{k.volume, k.chunk, 0}
+		m.used[at] = max(m.used[at], k.block+n)
+		h := m.zero
+		if op.hash != nil {
+			h = op.hash[i]
+		}
+		b.values = append(b.values, h)
+	}
+	if r.FUA {
+		op.marks = m.snapshot(op)
+	}
+	v.out[r.Interval]++
+	m.ops[r] = op
+	m.rig.core.Submit(r)
+}
+
+// snapshot notes what a flush that begins now has to cover. own are the
+// changes of the request itself.
+func (m *model) snapshot(own *modelOp) map[modelKey]int {
+	marks := map[modelKey]int{}
+	if own != nil && own.kind != "flush" {
+		for i := range own.n {
+			k := own.first.plus(i)
+			marks[k] = m.blocks[k].base + len(m.blocks[k].values) - 1
+		}
+		return marks
+	}
+	for k, b := range m.blocks {
+		marks[k] = b.base + b.acked
+	}
+	return marks
+}
+
+func (m *model) flush() {
+	v := m.vols[m.rnd.IntN(len(m.vols))]
+	if v.flushing {
+		return
+	}
+	i := v.interval
+	v.interval++
+	for j, n := range v.out {
+		if j <= i && n > 0 {
+			v.interval-- // not drained: rule 1 forbids it now
+			return
+		}
+	}
+	v.flushing = true
+	op := &modelOp{kind: "flush", vol: v}
+	op.marks = m.snapshot(op)
+	r := &Request{Op: OpFlush, Volume: v.id, Gen: v.gen, Interval: i, Drained: true}
+	m.ops[r] = op
+	m.rig.core.Submit(r)
+}
+
+func (m *model) read() {
+	k, n, ok := m.pick()
+	if !ok {
+		return
+	}
+	op := &modelOp{kind: "read", first: k, n: n}
+	for i := range n {
+		b := m.block(k.plus(i))
+		b.busy = true
+		op.want = append(op.want, b.values[b.acked])
+	}
+	r := readReq(k.volume, m.vols[k.volume-1].gen, k.chunk, k.block*cluster.BlockSize, n*cluster.BlockSize)
+	m.ops[r] = op
+	m.rig.core.Submit(r)
+}
+
+// take handles the replies so far.
+func (m *model) take() {
+	rs := m.rig.replies
+	m.rig.replies = nil
+	for _, r := range rs {
+		op := m.ops[r]
+		if op == nil {
+			m.t.Fatalf("a reply to an unknown request, op %d", r.Op)
+		}
+		delete(m.ops, r)
+		m.ended(r, op)
+	}
+}
+
+func (m *model) ended(r *Request, op *modelOp) {
+	m.seen[op.kind]++
+	for i := range op.n {
+		m.blocks[op.first.plus(i)].busy = false
+	}
+	refused := r.Status == transport.StatusRetry || r.Status == transport.StatusNoSpace
+	if r.Status != transport.StatusOK && !(refused && op.kind != "read" && op.kind != "flush") {
+		m.t.Fatalf("%s of %+v (%d blocks): status %d, %v", op.kind, op.first, op.n, r.Status, m.rig.core.Err())
+	}
+	switch op.kind {
+	case "flush":
+		op.vol.flushing = false
+	case "read":
+		m.compare(r, op.first, func(i uint32, h uint64) bool { return h == op.want[i] })
+		return
+	default:
+		op.vol.out[r.Interval]--
+		if refused {
+			m.seen["refused"]++
+			for i := range op.n { // nothing was done
+				b := m.blocks[op.first.plus(i)]
+				b.values = b.values[:len(b.values)-1]
+			}
+			return
+		}
+		for i := range op.n {
+			b := m.blocks[op.first.plus(i)]
+			b.acked = len(b.values) - 1
+		}
+	}
+	for k, at := range op.marks {
+		b := m.blocks[k]
+		if at -= b.base; at > 0 {
+			b.values = b.values[at:]
+			b.acked -= at
+			b.base += at
+		}
+	}
+}
+
+// compare checks the bytes of a read against its sums and ok.
+func (m *model) compare(r *Request, k modelKey, ok func(i uint32, hash uint64) bool) {
+	m.t.Helper()
+	for i := range r.Length / cluster.BlockSize {
+		h := m.zero
+		if !r.Hole {
+			d := r.Data[i*cluster.BlockSize : (i+1)*cluster.BlockSize]
+			h = xxhash.Sum64(d)
+			if string(sumsOf(d)) != string(r.Sums[8*i:8*i+8]) {
+				m.t.Fatalf("read of %+v: data and checksum differ", k.plus(i))
+			}
+		}
+		if !ok(i, h) {
+			m.t.Fatalf("read of %+v: wrong bytes, hole %v (allowed %+v, got %x)%s", k.plus(i), r.Hole,
+				m.blocks[k.plus(i)], h, dumpLog(m.last, chunkKey{uint64(k.volume), k.chunk, 0}))
+		}
+	}
+}
+
+// tick runs before each completion: now and then a power loss at this very
+// point is drawn on a copy, recovered and examined.
+func (m *model) tick() {
+	m.ticks++
+	if m.ticks%m.every == 0 {
+		m.crashCopy()
+	}
+}
+
+func (m *model) crashCopy() {
+	m.take()
+	rig := &rig{t: m.t, disk: m.rig.disk.Crash(m.rnd, m.rig.inflight()), rnd: m.rnd}
+	rig.open(m.cfg)
+	m.crashes++
+	found := m.recovered(rig, false, nil)
+	if m.rnd.IntN(3) == 0 { // and a second one, on top of what the first recovery began
+		rig.disk = rig.disk.Crash(m.rnd, nil)
+		rig.open(m.cfg)
+		m.recovered(rig, false, found)
+	}
+}
+
+// recovered checks a rig after a power loss against the model and, if adopt is
+// set, makes what it finds the state of the model. Where an earlier recovery
+// found something, later ones have to find the same. It returns what it found.
+func (m *model) recovered(g *rig, adopt bool, before map[modelKey]uint64) map[modelKey]uint64 {
+	m.t.Helper()
+	regions := map[chunkKey]bool{}
+	m.last = g
+	found := map[modelKey]uint64{}
+	gens := map[cluster.VolumeID]cluster.Generation{}
+	for _, v := range m.vols {
+		gen := g.core.Generation(v.id)
+		if gens[v.id] = gen; gen != v.gen && !(v.fencing && gen == v.gen-1) {
+			m.t.Fatalf("generation %d of volume %d after a crash, want %d", gen, v.id, v.gen)
+		}
+		r := g.must(&Request{Op: OpALList, Volume: v.id, Gen: gen})
+		for _, x := range r.Regions {
+			regions[chunkKey{uint64(x.Volume), x.Chunk, x.Layer}] = true
+		}
+	}
+	for _, v := range m.vols {
+		for chunk := range m.chunks {
+			n := m.used[modelKey{v.id, chunk, 0}]
+			if n == 0 {
+				continue
+			}
+			r := g.must(readReq(v.id, gens[v.id], chunk, 0, n*cluster.BlockSize))
+			key := chunkKey{uint64(v.id), chunk, 0}
+			torn := g.core.torn[key]
+			m.compare(r, modelKey{v.id, chunk, 0}, func(i uint32, h uint64) bool {
+				b := m.blocks[modelKey{v.id, chunk, i}]
+				if b == nil {
+					return h == m.zero
+				}
+				differ := false
+				for _, x := range b.values[:b.acked+1] {
+					differ = differ || x != b.values[0]
+				}
+				if differ && !regions[key] {
+					m.t.Fatalf("block %d of %+v has unflushed writes and no entry in the activity log %+v%s", i, key, b, dumpLog(g, key))
+				}
+				ok := len(b.values) > 1 && torn != nil && torn.bits.has(i)
+				found[modelKey{v.id, chunk, i}] = h
+				if before != nil {
+					return before[modelKey{v.id, chunk, i}] == h
+				}
+				for _, x := range b.values {
+					ok = ok || x == h
+				}
+				if adopt {
+					*b = modelBlock{values: []uint64{h}}
+				}
+				return ok
+			})
+		}
+	}
+	return found
+}
+
+// crash loses power for good and goes on from there.
+func (m *model) crash() {
+	m.take()
+	m.crashes++
+	m.rig.reopen(m.cfg)
+	m.ops = map[*Request]*modelOp{}
+	for _, v := range m.vols {
+		v.out, v.flushing = map[uint64]int{}, false
+	}
+	each := m.rig.each
+	m.rig.each = nil
+	m.recovered(m.rig, true, nil)
+	m.rig.each = each
+	m.audit()
+}
+
+func (m *model) quiesce() {
+	m.rig.run()
+	m.take()
+	if len(m.ops) != 0 {
+		for r, op := range m.ops {
+			m.t.Errorf("never answered: %s %+v stage %d", op.kind, op.first, r.stage)
+		}
+		m.t.Fatalf("%d requests hang; %s", len(m.ops), m.rig.core.debug())
+	}
+	m.audit()
+}
+
+func (m *model) stop() {
+	m.quiesce()
+	inc := m.rig.core.Incarnation()
+	m.rig.must(&Request{Op: OpStop})
+	m.rig.reopen(m.cfg)
+	if m.rig.core.Incarnation() != inc {
+		m.t.Fatal("the incarnation changed over a clean stop")
+	}
+	for _, b := range m.blocks {
+		*b = modelBlock{values: b.values[b.acked : b.acked+1]}
+	}
+	m.seen["stop"]++
+}
+
+func (m *model) fence() {
+	m.quiesce()
+	v := m.vols[m.rnd.IntN(len(m.vols))]
+	v.gen++
+	v.interval, v.fencing = 1, true
+	m.rig.fence(v.id, v.gen)
+	v.fencing = false
+	m.seen["fence"]++
+}
+
+func (m *model) run(steps int) {
+	for range steps {
+		switch k := m.rnd.IntN(1000); {
+		case k < 450:
+			m.change("write")
+		case k < 530:
+			m.change("trim")
+		case k < 570:
+			m.change("zero")
+		case k < 700:
+			m.read()
+		case k < 780:
+			m.flush()
+		case k < 800:
+			m.rig.core.Idle()
+		case k < 802:
+			m.crash()
+		case k < 804:
+			m.stop()
+		case k < 808:
+			m.fence()
+		case k < 812:
+			m.quiesce()
+		}
+		m.rig.collect()
+		for n := m.rnd.IntN(5); n > 0 && len(m.rig.pending) > 0; n-- {
+			m.rig.complete(m.rnd.IntN(len(m.rig.pending)))
+		}
+		m.take()
+		if len(m.ops) > 24 {
+			m.quiesce()
+		}
+	}
+}
+
+// drain flushes all volumes and idles: the activity log and the ring must empty.
+func (m *model) drain() {
+	m.quiesce()
+	for _, v := range m.vols {
+		m.rig.flush(v.id, v.gen, v.interval)
+		v.interval++
+	}
+	for _, b := range m.blocks {
+		*b = modelBlock{values: b.values[b.acked : b.acked+1]}
+	}
+	for range 200 {
+		more := m.rig.core.Idle()
+		m.rig.run()
+		if !more {
+			break
+		}
+	}
+	m.audit()
+	if s := m.rig.core.Stats(); m.cfg.LocalResolve && m.onlyLicensed() > 0 || s.Unfolded > 0 {
+		m.t.Fatalf("idle, and still %d regions, %d unfolded chunks: %s", s.AL, s.Unfolded, m.rig.core.debug())
+	}
+}
+
+// onlyLicensed counts regions that nothing keeps in the log.
+func (m *model) onlyLicensed() (n int) {
+	for i := range m.rig.core.al.ent {
+		if e := &m.rig.core.al.ent[i]; e.state != alFree && e.marks == 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// audit checks the core's books at rest.
+func (m *model) audit() {
+	m.t.Helper()
+	c := m.rig.core
+	if len(m.ops) == 0 && (c.reserved != 0 || c.writing != 0 || c.active != 0) {
+		m.t.Fatalf("at rest: reserved %d, writing %d, active %d", c.reserved, c.writing, c.active)
+	}
+	cost, unfolded, pins := 0, 0, 0
+	for i := uint32(3); int(i) < len(c.cache.slabs)*slabPages; i++ {
+		p := c.cache.at(i)
+		if p.state == pageNone && c.slots.info[p.slot].page != i {
+			continue
+		}
+		cost += int(p.cost)
+		pins += int(p.pins)
+		if p.firstSeq != 0 {
+			unfolded++
+			if p.firstSeq < c.log.tail {
+				m.t.Fatalf("tail %d lies beyond an unfolded record at %d", c.log.tail, p.firstSeq)
+			}
+		}
+	}
+	if cost != c.dirtyCost || unfolded != c.cache.unfolded {
+		m.t.Fatalf("dirty cost %d, counted %d; unfolded %d, counted %d", c.dirtyCost, cost,
+			c.cache.unfolded, unfolded)
+	}
+	if len(m.ops) == 0 && pins != 0 && c.verify.stage == verifyIdle {
+		m.t.Fatalf("at rest: %d pins", pins)
+	}
+}
+
+func (c *Core) debug() string {
+	return fmt.Sprintf("ring %d/%d tail %d durable %d next %d; commit %d fold %d wants %v; dirty %d cost %d reserved %d; AL %d pending %d; space %v cache %v flush %v; idle %v",
+		c.log.used(), c.lay.ringPages, c.log.tail, c.log.durableTail, c.log.next, c.commit.stage, c.fold.stage,
+		c.fold.wantsCommit, c.dirty.count, c.dirtyCost, c.reserved, c.al.count, len(c.al.pending),
+		c.spaceQ.head != nil, c.cacheQ.head != nil, c.flushQ.head != nil, c.idle)
+}
+
+var (
+	firstSeed = flag.Int("seed", 0, "first seed of TestModel")
+	seedCount = flag.Int("seeds", 12, "how many seeds TestModel runs")
+)
+
+// Goal: random operations, completions in random order, power losses at random
+// points; every block reads as one of the values it may have, regions with
+// unflushed writes are in the log, nothing hangs, the books balance.
+// Replay of seed N: go test ./server/store -run TestModel -seed N -seeds 1
+func TestModel(t *testing.T) {
+	for seed := *firstSeed; seed < *firstSeed+*seedCount; seed++ {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			cfg := Config{LocalResolve: true, VerifyReads: true, Discard: seed%2 == 0}
+			if seed%3 == 1 {
+				cfg.PageCache, cfg.ALSlots = slabPages, 6
+			}
+			m := newModel(t, uint64(seed), testSize, cfg)
+			m.run(1500)
+			m.drain()
+			m.recovered(m.rig, false, nil)
+			t.Logf("%d crashes, %v, %+v", m.crashes, m.seen, m.rig.core.Stats())
+		})
+	}
+}
