@@ -310,6 +310,11 @@ func (s *Server) learn(m *cluster.Map) {
 		s.fail(&ForeignClusterError{Path: d.path, Device: d.id.Cluster, Manager: m.Cluster})
 		return
 	}
+	if s.current != nil && m.Version < s.current.Version {
+		s.log.Warn("ignored a map that is older than the known one; if the manager was restored from a backup, "+
+			"restart sds", "version", m.Version, "known", s.current.Version)
+		return
+	}
 	s.current = m
 	for _, d := range s.devices {
 		if d.started() {

@@ -201,9 +201,9 @@ func TestSteadyStateAllocatesNothing(t *testing.T) {
 			t.Fatalf("open: %v", s)
 		}
 		d := startDriver(r, p, 32)
-		d.run(p.loop, 20000) // every block of the 16 chunks is warm
+		d.run(p.loop, 10000) // every block of the 16 chunks is warm
 		dev := r.srv.devices[0]
-		const n = 20000
+		const n = 8000
 		var before, after runtime.MemStats
 		ring := dev.loop.Stats().RingOps
 		runtime.GC()

@@ -62,10 +62,10 @@ func (v *view) learnSet(set uint32, table []*cluster.PG) {
 	groups := make([]group, len(table))
 	copy(groups, v.sets[set])
 	for i, pg := range table {
-		if pg == nil {
+		g := &groups[i]
+		if pg == nil || pg.Epoch < g.epoch {
 			continue
 		}
-		g := &groups[i]
 		g.role = v.roleIn(pg)
 		if pg.Epoch > g.epoch {
 			g.epoch = pg.Epoch
