@@ -4,8 +4,10 @@ package server
 
 import (
 	"bytes"
+	"fmt"
 	"testing"
 
+	"braid/server/disk"
 	"braid/transport"
 	"braid/transport/loop"
 )
@@ -13,13 +15,16 @@ import (
 // Goal: what was flushed, or written with FUA, is there after the process or the
 // machine was killed; a block that had never been written before as well.
 func TestFlushedDataSurvives(t *testing.T) {
-	for _, crash := range []struct {
+	type crash struct {
 		name string
 		disk func(*memDisk) *memDisk
-	}{
-		{"kill", (*memDisk).reopened},
-		{"power loss", (*memDisk).powerLoss},
-	} {
+	}
+	crashes := []crash{{"kill", (*memDisk).reopened}}
+	for seed := range uint64(4) {
+		crashes = append(crashes, crash{fmt.Sprintf("power loss, seed %d", seed),
+			func(d *memDisk) *memDisk { return d.powerLoss(seed) }})
+	}
+	for _, crash := range crashes {
 		t.Run(crash.name, func(t *testing.T) {
 			engines(t, func(t *testing.T, e loop.Engine) {
 				d := newMemDisk(testDiskSize)
@@ -80,7 +85,7 @@ func TestFailedFlushRetiresOneDevice(t *testing.T) {
 			}
 		}
 		p.write(0, 0, pattern(1, 4096))
-		bad.failFlushes()
+		bad.Fail(disk.Fault{Op: "flush"})
 		p.send(transport.Header{Op: transport.OpFlush, Interval: 1}, nil)
 		select {
 		case rep := <-p.replies:

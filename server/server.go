@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -143,21 +144,30 @@ func (s *Server) open(disks []Disk) error {
 	if d := s.firstClaimed(); d != nil {
 		s.cluster = d.id.Cluster
 	}
-	var errs []error
-	for _, d := range s.devices {
+	return s.startDevices()
+}
+
+// startDevices recovers all claimed devices side by side. One that cannot be
+// started is out of service; with none left that is an error.
+func (s *Server) startDevices() error {
+	errs := make([]error, len(s.devices))
+	var wg sync.WaitGroup
+	for i, d := range s.devices {
 		if d.id.Cluster.IsZero() {
-			s.log.Info("waiting for a cluster to join", "device", d.path, "uuid", d.id.Device.String())
+			s.log.Info("waiting for a cluster to join", "device", d.path, "uuid", d.uuid.String())
 			continue
 		}
-		if err := s.startDevice(d); err != nil {
-			d.breakDown(err)
-			errs = append(errs, err)
-		}
+		wg.Go(func() {
+			if errs[i] = s.startDevice(d); errs[i] != nil {
+				d.breakDown(errs[i])
+			}
+		})
 	}
-	if len(errs) == len(s.devices) {
-		return errors.Join(errs...)
+	wg.Wait()
+	if slices.Contains(errs, nil) {
+		return nil
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func (s *Server) firstClaimed() *device {

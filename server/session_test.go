@@ -44,7 +44,7 @@ func TestNewGenerationFences(t *testing.T) {
 		young.close()
 		r.kill()
 
-		r = startRig(t, e, m, d.powerLoss())
+		r = startRig(t, e, m, d.powerLoss(1))
 		old = r.dial(0)
 		if s := old.open(3); s != transport.StatusFenced {
 			t.Errorf("the fenced client opens after a restart: %v", s)
