@@ -46,6 +46,24 @@ var (
 // Nothing else is written: pages are folded later, and blocks in regions of the
 // activity log are compared with their checksums on first use.
 func Open(d Disk, cfg Config) (*Core, error) {
+	c, err := load(d, cfg)
+	if err != nil {
+		return nil, err
+	}
+	isClean := c.sb.flags&superClean != 0
+	c.sb.starts++
+	c.sb.flags &^= superClean
+	if !isClean {
+		c.sb.epoch, c.sb.errors = c.sb.starts, 0
+	}
+	if err := writeSuper(d, &c.sb); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// load does steps 1 to 3; it only reads.
+func load(d Disk, cfg Config) (*Core, error) {
 	s, _, err := readSuper(d)
 	if err != nil {
 		return nil, err
@@ -58,15 +76,6 @@ func Open(d Disk, cfg Config) (*Core, error) {
 		return nil, err
 	}
 	if err := c.buildIndex(); err != nil {
-		return nil, err
-	}
-	isClean := c.sb.flags&superClean != 0
-	c.sb.starts++
-	c.sb.flags &^= superClean
-	if !isClean {
-		c.sb.epoch, c.sb.errors = c.sb.starts, 0
-	}
-	if err := writeSuper(d, &c.sb); err != nil {
 		return nil, err
 	}
 	return c, nil
