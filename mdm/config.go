@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -88,6 +89,38 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("member name %q: it may not contain '/', '=', ',' or spaces", c.Name)
 	}
 	return c, allowListen("--listen", c.Listen, c.Insecure)
+}
+
+// reachable is the address that others are told: where the API listens, or
+// where that says "everywhere", an address of this host.
+func (c Config) reachable(listening net.Addr) (string, error) {
+	if c.Advertise != "" {
+		return c.Advertise, nil
+	}
+	tcp, ok := listening.(*net.TCPAddr)
+	if !ok || !tcp.IP.IsUnspecified() {
+		return listening.String(), nil
+	}
+	port := strconv.Itoa(tcp.Port)
+	if c.Cluster != "" {
+		own, err := c.peerURL()
+		if err != nil {
+			return "", err
+		}
+		if ip := net.ParseIP(own.Hostname()); ip == nil || !ip.IsUnspecified() {
+			return net.JoinHostPort(own.Hostname(), port), nil
+		}
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return "", fmt.Errorf("find an address of this host to tell others: %w; give --advertise", err)
+	}
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() {
+			return net.JoinHostPort(n.IP.String(), port), nil
+		}
+	}
+	return net.JoinHostPort("127.0.0.1", port), nil
 }
 
 // allowListen refuses addresses that other hosts can reach, as long as there is

@@ -149,6 +149,22 @@ func embedConfig(c Config, logger *zap.Logger) (*embed.Config, error) {
 	return config, nil
 }
 
+// await returns why the embedded etcd gave up, as it does when its disk fails;
+// nil when ctx ended first. An external one is somebody else's: it is waited for.
+func (b *backend) await(ctx context.Context) error {
+	if b.server == nil {
+		return nil
+	}
+	select {
+	case err := <-b.server.Err():
+		return fmt.Errorf("etcd failed: %w; its log is %s", err, b.log.Name())
+	case <-b.server.Server.StopNotify():
+		return fmt.Errorf("etcd stopped by itself; its log is %s", b.log.Name())
+	case <-ctx.Done():
+		return nil
+	}
+}
+
 func (b *backend) close() error {
 	var err error
 	if b.client != nil {

@@ -120,6 +120,11 @@ func (l *leader) takeOver(ctx context.Context, m *Member) error {
 	}); err != nil {
 		return err
 	}
+	if err := l.change(ctx, func(st *state.State, now time.Time) (*state.Tx, error) {
+		return st.Lead(m.config.Name, m.addr, now), nil
+	}); err != nil {
+		return err
+	}
 	l.store.read(func(st *state.State) { l.leases.expired(st, l.now()) })
 	return nil
 }

@@ -3,7 +3,6 @@
 package mdm
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -32,6 +31,7 @@ type Member struct {
 
 	cancel  context.CancelFunc
 	running sync.WaitGroup
+	failed  chan error // one: why the member cannot go on
 
 	mu      sync.Mutex // guards leading
 	leading *leader    // nil: this member does not lead
@@ -48,7 +48,10 @@ func Start(ctx context.Context, c Config) (*Member, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Member{config: c, addr: cmp.Or(c.Advertise, listener.Addr().String())}
+	m := &Member{config: c, failed: make(chan error, 1)}
+	if m.addr, err = c.reachable(listener.Addr()); err != nil {
+		return nil, errors.Join(err, listener.Close())
+	}
 	if err := m.start(ctx, listener); err != nil {
 		return nil, errors.Join(err, listener.Close(), m.Close())
 	}
@@ -68,6 +71,9 @@ func (m *Member) start(ctx context.Context, listener net.Listener) (err error) {
 	if m.lock, err = lockDir(m.config.DataDir); err != nil {
 		return err
 	}
+	if err := checkIdentity(m.config); err != nil {
+		return err
+	}
 	if m.backend, err = openEtcd(ctx, m.config); err != nil {
 		return err
 	}
@@ -80,15 +86,16 @@ func (m *Member) start(ctx context.Context, listener net.Listener) (err error) {
 	m.cancel = cancel
 	m.peers = newPeers()
 	m.server = m.newServer(running)
+	m.running.Go(func() { m.store.follow(running, from) })
 	m.running.Go(func() {
-		if err := m.store.follow(running, from); err != nil {
-			m.config.Log.Error("etcd can no longer be followed", "error", err)
+		if err := m.backend.await(running); err != nil {
+			m.fail(err)
 		}
 	})
 	m.running.Go(func() { m.campaign(running) })
 	m.running.Go(func() {
 		if err := m.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			m.config.Log.Error("the API ended", "error", err)
+			m.fail(fmt.Errorf("the API ended: %w", err))
 		}
 	})
 	return m.awaitLeader(ctx)
@@ -131,7 +138,17 @@ func (m *Member) join(ctx context.Context) error {
 	return nil
 }
 
-// Addr is where the API listens.
+// Failed tells why the member cannot go on, should that happen. Close it then.
+func (m *Member) Failed() <-chan error { return m.failed }
+
+func (m *Member) fail(err error) {
+	select {
+	case m.failed <- err:
+	default: // one reason is enough
+	}
+}
+
+// Addr is where clients reach the API.
 func (m *Member) Addr() string { return m.addr }
 
 // Cluster is the identity of the cluster.

@@ -82,15 +82,15 @@ func (s *store) load(ctx context.Context) (int64, error) {
 }
 
 // follow keeps the state up to date until ctx ends. from is what load returned.
-func (s *store) follow(ctx context.Context, from int64) error {
+func (s *store) follow(ctx context.Context, from int64) {
 	for {
 		err := s.watch(ctx, from)
 		if ctx.Err() != nil {
-			return nil
+			return
 		}
 		s.log.Warn("the watch on etcd broke and is set up again", "error", err)
 		if !wait(ctx, rewatchAfter) {
-			return nil
+			return
 		}
 		if !errors.Is(err, errUnreadable) && !errors.Is(err, rpctypes.ErrCompacted) {
 			s.read(func(st *state.State) { from = st.Revision + 1 })
@@ -106,7 +106,7 @@ func (s *store) follow(ctx context.Context, from int64) error {
 			}
 			s.log.Warn("the state cannot be read", "error", err)
 			if !wait(ctx, reloadAfter) {
-				return nil
+				return
 			}
 		}
 	}

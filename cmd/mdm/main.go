@@ -143,7 +143,10 @@ func serve(config mdm.Config, verbose bool, stdout, stderr io.Writer) error {
 	}
 	fmt.Fprintf(stdout, "mdm ready: API at %s, cluster %s, data in %s\n", member.Addr(), member.Cluster(),
 		config.DataDir)
-	<-ctx.Done()
+	select {
+	case <-ctx.Done():
+	case err = <-member.Failed():
+	}
 	stop() // a second signal ends it at once
-	return member.Close()
+	return errors.Join(err, member.Close())
 }

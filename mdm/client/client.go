@@ -133,6 +133,7 @@ func (c *Client) candidate(n int) string {
 func call[Req, Resp any](ctx context.Context, c *Client, op string, req *Req,
 	rpc func(pbconnect.MdmClient, context.Context, *connect.Request[Req]) (*connect.Response[Resp], error),
 ) (*Resp, error) {
+	caller := ctx
 	ctx, cancel := context.WithTimeout(ctx, c.patience)
 	defer cancel()
 	backOff := firstBackOff
@@ -162,6 +163,9 @@ func call[Req, Resp any](ctx context.Context, c *Client, op string, req *Req,
 			c.setLeader("")
 		}
 		if !pause(ctx, backOff) {
+			if caller.Err() != nil {
+				return nil, &OpError{Op: op, Err: caller.Err(), Repeated: repeated}
+			}
 			return nil, c.unreachable(op, last, repeated)
 		}
 		backOff = min(2*backOff, longestBackOff)

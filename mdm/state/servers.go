@@ -57,6 +57,13 @@ func (s *State) Join(m Member, now time.Time) *Tx {
 	return tx
 }
 
+// Lead records who leads from now on.
+func (s *State) Lead(name, addr string, now time.Time) *Tx {
+	tx := s.Begin(now)
+	tx.event(Info, "leader", name, "metadata manager %s at %s leads", name, addr)
+	return tx
+}
+
 // Register plans the (re)appearance of a server.
 func (s *State) Register(r ServerReport, lease uint64, now time.Time) (*Tx, Registered, error) {
 	tx := s.Begin(now)
@@ -251,19 +258,29 @@ func (s *State) Expire(names []string, now time.Time) *Tx {
 		if server == nil || !server.Up {
 			continue
 		}
+		devices := s.devicesOf(name)
+		if devices == 0 {
+			tx.remove(serverKey(name))
+			tx.event(Info, "server-left", name, "server %s at %s, which had no devices, is gone", name, server.Addr)
+			continue
+		}
 		down := *server
 		down.Up, down.Since = false, tx.now
 		tx.put(serverKey(name), down)
-		devices := 0
-		for _, d := range s.devices {
-			if d.Server == name {
-				devices++
-			}
-		}
 		tx.event(Warning, "server-down", name, "server %s at %s, with %d devices, does not renew its "+
 			"lease and counts as down", name, server.Addr, devices)
 	}
 	return tx
+}
+
+func (s *State) devicesOf(server string) int {
+	n := 0
+	for _, d := range s.devices {
+		if d.Server == server {
+			n++
+		}
+	}
+	return n
 }
 
 // RemoveDevice plans taking a device out of the cluster for good.
@@ -296,6 +313,9 @@ func (s *State) RemoveDevice(id cluster.DeviceID, force bool, now time.Time) (*T
 	held.leave(id)
 	held.put(tx)
 	tx.remove(deviceKey(id))
+	if server := s.servers[d.Server]; server != nil && !server.Up && s.devicesOf(d.Server) == 1 {
+		tx.remove(serverKey(d.Server)) // nothing is left to wait for
+	}
 	tx.put(retiredKey(d.UUID), map[string]any{"device": id, "path": d.Path, "removed": tx.now})
 	tx.event(Warning, "device-removed", deviceName(d), "device %d, %s on server %s, was removed; it "+
 		"left %d groups", id, d.Path, d.Server, member)
