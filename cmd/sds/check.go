@@ -3,33 +3,96 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/spf13/cobra"
+
+	"braid/server/store"
 )
 
-func newCheck() *cobra.Command {
-	return &cobra.Command{
-		Use:   "check PATH",
-		Short: "Verify every structure and checksum of a device",
-		Long: `check reads a whole device that is not being served and verifies its structures
-and the checksum of every block. It changes nothing. What it finds, other copies
-repair once the device is served; the exit code is 1 when there is something.`,
-		Example: `  sds check /dev/sdb`,
-		Args:    onePath,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return runCheck(cmd, args[0])
-		},
-	}
+// finding is what `sds check -o json` prints.
+type finding struct {
+	Path      string   `json:"path"`
+	Chunks    uint64   `json:"chunks"`
+	Blocks    uint64   `json:"blocks"`    // compared with their checksums
+	Uncertain uint64   `json:"uncertain"` // left open by a crash; the next start settles them
+	Total     uint64   `json:"total"`     // problems
+	Problems  []string `json:"problems"`  // the first of them
 }
 
-func runCheck(cmd *cobra.Command, path string) (err error) {
-	b, id, err := openStore(path, false) // locked: nobody may write meanwhile
+// shownProblems bounds what is printed for people.
+const shownProblems = 20
+
+func newCheck() *cobra.Command {
+	var metadataOnly bool
+	var output string
+	cmd := &cobra.Command{
+		Use:   "check PATH",
+		Short: "Verify every structure and checksum of a device",
+		Long: `check reads a device that is not being served and verifies its metadata and the
+checksum of every block. It changes nothing. The exit code is 1 when something is
+wrong; what is wrong with one copy, another copy makes good once both are served.
+
+After a crash, blocks that were being written are uncertain until the next start
+compares them; they are counted and are no problem.`,
+		Example: `  sds check /dev/sdb
+  sds check --metadata-only /dev/sdb      # seconds instead of a whole read`,
+		Args: onePath,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if output != "table" && output != "json" {
+				return usagef("--output %s: want table or json", output)
+			}
+			return runCheck(cmd, args[0], output, !metadataOnly)
+		},
+	}
+	cmd.Flags().BoolVar(&metadataOnly, "metadata-only", false, "do not read the data")
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	return cmd
+}
+
+func runCheck(cmd *cobra.Command, path, output string, withData bool) (err error) {
+	b, _, err := openStore(path, false) // locked: nobody may write meanwhile
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
-	fmt.Fprintf(cmd.OutOrStdout(), "%s: device %v\n", path, id.Device)
+	bar := newProgress(cmd.ErrOrStderr(), "checking "+path)
+	r, err := store.Check(b, store.CheckOptions{Data: withData, Progress: bar.set})
+	bar.end()
+	if err != nil {
+		return fmt.Errorf("check %s: %w", path, err)
+	}
+	f := finding{Path: path, Chunks: r.Chunks, Blocks: r.Blocks, Uncertain: r.Uncertain, Total: r.Total,
+		Problems: []string{}}
+	for _, p := range r.Problems {
+		f.Problems = append(f.Problems, p.String())
+	}
+	if err := f.print(cmd.OutOrStdout(), output); err != nil {
+		return err
+	}
+	if f.Total > 0 {
+		return fmt.Errorf("check %s: %d problems", path, f.Total)
+	}
 	return nil
+}
+
+func (f *finding) print(out io.Writer, output string) error {
+	if output == "json" {
+		enc := json.NewEncoder(out)
+		enc.SetIndent("", "  ")
+		return enc.Encode(f)
+	}
+	for i, p := range f.Problems {
+		if i == shownProblems {
+			fmt.Fprintf(out, "... and %d more (-o json lists up to 1000)\n", f.Total-shownProblems)
+			break
+		}
+		fmt.Fprintln(out, p)
+	}
+	_, err := fmt.Fprintf(out, "%s: %d chunks, %d blocks compared, %d uncertain, %d problems\n",
+		f.Path, f.Chunks, f.Blocks, f.Uncertain, f.Total)
+	return err
 }

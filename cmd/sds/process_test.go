@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
@@ -255,14 +256,42 @@ func TestServeKillAndStop(t *testing.T) {
 			<-c.ended
 			c.ended <- nil
 			c.close()
-			code, out, _ := sds("inspect", path)
-			if code != exitDone || !strings.Contains(out, "stopped cleanly  yes") ||
-				!strings.Contains(out, member.Cluster().String()) {
-				t.Errorf("inspect after SIGTERM: exit %d\n%s", code, out)
-			}
+			inspectAndCheck(t, path, member.Cluster(), uint64(len(want)/cluster.BlockSize*8))
 			refusesOtherCluster(t, path, member.Cluster())
 		})
 	}
+}
+
+// inspectAndCheck looks at a device that was stopped cleanly, then damages one of
+// its blocks and looks again.
+func inspectAndCheck(t *testing.T, path string, id cluster.UUID, blocks uint64) {
+	t.Helper()
+	var seen inspection
+	code, out, errs := sds("inspect", "-o", "json", path)
+	if err := json.Unmarshal([]byte(out), &seen); err != nil || code != exitDone {
+		t.Fatalf("inspect: exit %d, %v: %s", code, err, errs)
+	}
+	if !seen.Clean || seen.Cluster != id.String() || seen.BlocksUsed != blocks || len(seen.Volumes) != 1 {
+		t.Errorf("inspect: %s", out)
+	}
+	if code, out, errs = sds("check", path); code != exitDone || !strings.Contains(out, " 0 problems") {
+		t.Errorf("check: exit %d\n%s%s", code, out, errs)
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := bytes.Index(content, []byte("survives"))
+	patch(t, path, int64(at), []byte("perishes"))
+	var found finding
+	code, out, _ = sds("check", "-o", "json", path)
+	if err := json.Unmarshal([]byte(out), &found); err != nil || code != exitFailed || found.Total != 1 {
+		t.Errorf("check of a damaged block: exit %d, %v\n%s", code, err, out)
+	}
+	if code, out, _ = sds("check", "--metadata-only", path); code != exitDone {
+		t.Errorf("check of the metadata: exit %d\n%s", code, out)
+	}
+	patch(t, path, int64(at), []byte("survives"))
 }
 
 // refusesOtherCluster serves a device with a metadata manager that is not its own.
