@@ -25,7 +25,9 @@ const (
 // FlagReply.
 type Op uint8
 
-// The operations on a session connection, which concerns one device.
+// The operations on a connection, which concerns one device. On a connection of
+// role peer there are no sessions: OpALList, OpTags, OpSums and OpCopy name the
+// volume by Interval there.
 const (
 	OpInvalid Op = iota
 	OpPing
@@ -38,21 +40,30 @@ const (
 	OpZero   // as OpTrim; with FlagNoHole the blocks stay allocated
 	OpStatus // Chunk: the reply's payload is the 32-byte bitmap of the chunk
 	OpFence  // stop, drain and persist a generation: payload is an OpenRequest
-	OpALList // the activity log of the session's volume
-	OpTags   // chunk tags of a placement group
-	OpStamp  // write a fresh tag
-	OpCopy   // resync: read for copy (server to server)
+	OpALList // activity-log entries of a volume from cursor Chunk on: the reply's payload is a RegionList
+	OpTags   // stored chunks of a volume from cursor Chunk on: the reply's payload is a TagList
+	OpStamp  // Chunk: give it the tag (generation, Interval) and clear its marks, when it is resolved
+	OpCopy   // as OpRead, but with checksums of the bytes just read, whatever is stored
+	OpSums   // Chunk: the reply's payload is a SumTable
+	// OpLock is a request of the server to the client of Session: keep every
+	// request off Chunk, let those end that are under way, reply, and go on keeping
+	// them off until OpUnlock, the end of the connection, or a map in which the
+	// device is not the target any more.
+	OpLock
+	OpUnlock  // a request of the server: ends OpLock; answered too
+	OpConfirm // answered with StatusOK if the session's generation is the newest here
 	opSentinel
 )
 
 // Flags of a frame.
 const (
-	FlagReply  uint8 = 1 << iota // this is a reply
-	FlagFUA                      // durable on reply
-	FlagNoHole                   // write zeroes: keep the blocks allocated
-	FlagHole                     // read reply: the range holds no data; no sums, no payload
-	FlagMore                     // more reply frames follow with this id
-	flagsKnown = FlagReply | FlagFUA | FlagNoHole | FlagHole | FlagMore
+	FlagReply   uint8 = 1 << iota // this is a reply
+	FlagFUA                       // durable on reply
+	FlagNoHole                    // write zeroes: keep the blocks allocated
+	FlagHole                      // read reply: the range holds no data; no sums, no payload
+	FlagMore                      // more reply frames follow with this id
+	FlagSkipped                   // reply of a resync target: not applied, the copy will bring it (rules 11, 25)
+	flagsKnown  = FlagReply | FlagFUA | FlagNoHole | FlagHole | FlagMore | FlagSkipped
 )
 
 // Status is the outcome that a reply carries.
@@ -86,7 +97,8 @@ const (
 //	 8  8  id: chosen by the requester, returned as it is
 //	16  4  payload length in bytes (after the checksums)
 //	20  4  session handle: stands for volume and generation on this connection
-//	24  8  interval (requests); incarnation of the device (replies)
+//	24  8  interval (requests; a peer's name the volume here); incarnation of the
+//	       device (replies)
 //	32  4  placement group
 //	36  4  epoch of that group as the sender knows it
 //	40  8  chunk index within the volume
