@@ -140,9 +140,7 @@ func readPart(s Source, off, n int64) ([]byte, error) {
 	if n <= 0 {
 		return nil, nil
 	}
-	b := make([]byte, n+4096)
-	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & 4095
-	b = b[skip : skip+int(n) : skip+int(n)]
+	b := aligned(int(n))
 	if k, err := s.ReadAt(b, off); k != len(b) {
 		if err == nil {
 			err = io.ErrUnexpectedEOF
@@ -151,3 +149,12 @@ func readPart(s Source, off, n int64) ([]byte, error) {
 	}
 	return b, nil
 }
+
+// aligned returns n bytes on a 4 KiB boundary, as direct I/O needs.
+func aligned(n int) []byte {
+	b := make([]byte, n+sector)
+	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (sector - 1)
+	return b[skip : skip+n : skip+n]
+}
+
+func alignedSector() []byte { return aligned(sector) }

@@ -2,4 +2,157 @@
 
 package disk
 
-func wrapTest(d *Device) (Backing, error) { return d, nil }
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// TestDiskEnv names the environment variable that makes Open return a disk for
+// tests of real processes, over the file or device that was opened. Its value
+// is a comma-separated list:
+//
+//	volatile               writes stay in the process's memory until a flush, so
+//	                       that kill -9 is a power loss with a volatile cache
+//	flush-fails-after=N    the N+1st flush and all later ones fail with EIO
+//	write-fails-after=N    likewise for writes
+//	flush-delay=DURATION   each flush takes that much longer
+const TestDiskEnv = "BRAID_TEST_DISK"
+
+// volatileLimit bounds the memory of a volatile disk; beyond it the cache is
+// written out, as a disk does, without being made durable.
+const volatileLimit = 512 << 20
+
+// volatile is the disk that TestDiskEnv asks for.
+type volatile struct {
+	*Device
+	// mu guards the rest; it is held across the file's I/O, which is the point of
+	// the exercise: one thing at a time.
+	mu         sync.Mutex
+	isVolatile bool
+	cached     map[int64][]byte // by sector number
+	flushes    int
+	writes     int
+	failFlush  int // -1: never
+	failWrite  int
+	delay      time.Duration
+}
+
+func wrapTest(d *Device) (Backing, error) {
+	spec := os.Getenv(TestDiskEnv)
+	if spec == "" {
+		return d, nil
+	}
+	v := &volatile{Device: d, cached: map[int64][]byte{}, failFlush: -1, failWrite: -1}
+	for _, opt := range strings.Split(spec, ",") {
+		if err := v.option(opt); err != nil {
+			_ = d.Close()
+			return nil, fmt.Errorf("%s=%s: %w", TestDiskEnv, spec, err)
+		}
+	}
+	return v, nil
+}
+
+func (v *volatile) option(opt string) (err error) {
+	name, value, _ := strings.Cut(opt, "=")
+	switch name {
+	case "volatile":
+		v.isVolatile = true
+	case "flush-fails-after":
+		v.failFlush, err = strconv.Atoi(value)
+	case "write-fails-after":
+		v.failWrite, err = strconv.Atoi(value)
+	case "flush-delay":
+		v.delay, err = time.ParseDuration(value)
+	default:
+		return fmt.Errorf("unknown option %q", opt)
+	}
+	return err
+}
+
+// FD is -1: all I/O has to come through the methods.
+func (v *volatile) FD() int { return -1 }
+
+func (v *volatile) ReadAt(p []byte, off int64) (int, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	n, err := v.Device.ReadAt(p, off)
+	for o := 0; o+sector <= n; o += sector {
+		if b := v.cached[(off+int64(o))/sector]; b != nil {
+			copy(p[o:o+sector], b)
+		}
+	}
+	return n, err
+}
+
+func (v *volatile) WriteAt(p []byte, off int64) (int, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.writes++
+	if v.failWrite >= 0 && v.writes > v.failWrite {
+		return 0, fmt.Errorf("test disk: write %d: %w", v.writes, syscall.EIO)
+	}
+	if !v.isVolatile {
+		return v.Device.WriteAt(p, off)
+	}
+	if len(p)%sector != 0 || off%sector != 0 {
+		return 0, fmt.Errorf("test disk: write of %d bytes at %d: %w", len(p), off, syscall.EINVAL)
+	}
+	if off < 0 || off+int64(len(p)) > v.size {
+		return 0, fmt.Errorf("test disk: write of %d bytes at %d: %w", len(p), off, syscall.ENOSPC)
+	}
+	for o := 0; o < len(p); o += sector {
+		k := (off + int64(o)) / sector
+		b := v.cached[k]
+		if b == nil {
+			b = alignedSector()
+			v.cached[k] = b
+		}
+		copy(b, p[o:o+sector])
+	}
+	if len(v.cached) > volatileLimit/sector {
+		if err := v.writeOut(); err != nil {
+			return 0, err
+		}
+	}
+	return len(p), nil
+}
+
+func (v *volatile) writeOut() error {
+	for k, b := range v.cached {
+		if _, err := v.Device.WriteAt(b, k*sector); err != nil {
+			return err
+		}
+	}
+	clear(v.cached)
+	return nil
+}
+
+func (v *volatile) Flush() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.flushes++
+	if v.failFlush >= 0 && v.flushes > v.failFlush {
+		return fmt.Errorf("test disk: flush %d: %w", v.flushes, syscall.EIO)
+	}
+	if v.delay > 0 {
+		<-time.After(v.delay)
+	}
+	if err := v.writeOut(); err != nil {
+		return err
+	}
+	return v.Device.Flush()
+}
+
+func (v *volatile) Discard(off, n int64) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for k := off / sector; k < (off+n)/sector; k++ {
+		delete(v.cached, k)
+	}
+	return v.Device.Discard(off, n)
+}
