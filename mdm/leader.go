@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"time"
@@ -23,6 +24,8 @@ type leader struct {
 	guard  guard
 	now    func() time.Time
 	leases *leases
+	end    context.CancelFunc // ends the term
+	log    *slog.Logger
 
 	// mu makes plan and commit one step. It is held across calls to etcd, which
 	// have a time limit.
@@ -76,7 +79,7 @@ func (m *Member) lead(ctx context.Context) error {
 	if err := election.Campaign(won, ballot(m.config.Name, m.addr)); err != nil {
 		return fmt.Errorf("campaign: %w", err)
 	}
-	l := &leader{store: m.store, now: m.config.now, leases: newLeases(m.config),
+	l := &leader{store: m.store, now: m.config.now, leases: newLeases(m.config), end: cancel, log: m.config.Log,
 		guard: guard{key: election.Key(), created: election.Rev()}}
 	if err := l.takeOver(won, m); err != nil {
 		return err
@@ -106,9 +109,12 @@ func (m *Member) bury(ctx context.Context) error {
 // takeOver catches up with what the leader before wrote, founds the cluster if
 // there is none, and starts all leases with a full term.
 func (l *leader) takeOver(ctx context.Context, m *Member) error {
-	// No one else can write any more: the guard's revision is the last that has
-	// to be seen.
-	if err := l.store.reach(ctx, l.guard.created, true); err != nil {
+	// The first write is also the barrier: nobody else can write any more, it only
+	// succeeds on the newest state (its event's number must be free), and change
+	// returns when the state shows it.
+	if err := l.change(ctx, func(st *state.State, now time.Time) (*state.Tx, error) {
+		return st.Lead(m.config.Name, m.addr, now), nil
+	}); err != nil {
 		return err
 	}
 	uuid, err := newUUID()
@@ -117,11 +123,6 @@ func (l *leader) takeOver(ctx context.Context, m *Member) error {
 	}
 	if err := l.change(ctx, func(st *state.State, now time.Time) (*state.Tx, error) {
 		return st.Found(uuid, now), nil
-	}); err != nil {
-		return err
-	}
-	if err := l.change(ctx, func(st *state.State, now time.Time) (*state.Tx, error) {
-		return st.Lead(m.config.Name, m.addr, now), nil
 	}); err != nil {
 		return err
 	}
@@ -141,7 +142,11 @@ func (l *leader) change(ctx context.Context, plan func(*state.State, time.Time) 
 		if err != nil {
 			return err
 		}
-		if err = l.store.commit(ctx, tx, l.guard); !errors.Is(err, errConflict) {
+		err = l.store.commit(ctx, tx, l.guard)
+		if errors.Is(err, errDeposed) {
+			l.end()
+		}
+		if !errors.Is(err, errConflict) {
 			return err
 		}
 		if !wait(ctx, rewatchAfter) {
@@ -168,11 +173,11 @@ func (l *leader) tick(ctx context.Context) error {
 			l.leases.extend(late)
 		}
 		last = now
-		if err := l.expire(ctx); errors.Is(err, errDeposed) {
-			return err
+		if err := l.expire(ctx); err != nil {
+			// It passes: etcd may be without a quorum. The leases stay as they are
+			// and the next tick tries again.
+			l.log.Warn("leases that ran out could not be ended", "error", err)
 		}
-		// Other failures pass: etcd may be without a quorum. The leases stay as
-		// they are and the next tick tries again.
 	}
 }
 
