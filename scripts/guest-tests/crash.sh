@@ -9,8 +9,10 @@
 cluster_up --sds 3 --size 1G
 scli volume create vol --size 512M --replicas 2
 sdc attach /dev/nbd0 --volume vol
-mkfs.ext4 -q /dev/nbd0
-mount /dev/nbd0 mnt
+# Nothing may be written behind our back: a server that loses what was acknowledged
+# and not flushed leaves the in-sync set, and there is no second death for it here.
+mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0 /dev/nbd0
+mount -o noatime /dev/nbd0 mnt
 
 # changed NAME writes a file, fsyncs it, and remembers its checksum.
 changed() {

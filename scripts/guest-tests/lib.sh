@@ -66,7 +66,7 @@ fio_verify() {
 	local file=$1
 	shift
 	fio --name=verify --filename="$file" --rw=randrw --bs=4k-64k --ioengine=libaio --iodepth=8 \
-		--direct=1 --size=64M --verify=crc32c --verify_fatal=1 --fallocate=none \
+		--direct=1 --size=32M --eta=never --verify=crc32c --verify_fatal=1 --fallocate=none \
 		--output-format=terse "$@" >"$dir/fio.out" || {
 		cat "$dir/fio.out"
 		fail "fio on $file"

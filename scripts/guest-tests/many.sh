@@ -17,7 +17,7 @@ fails "" sdc attach /dev/nbd4
 
 for i in 0 1 2 3; do
 	fio --name=vol$i --filename=/dev/nbd$i --rw=randrw --bs=4k-32k --ioengine=libaio \
-		--iodepth=4 --direct=1 --size=24M --verify=crc32c --verify_fatal=1 --output=fio.$i &
+		--iodepth=4 --direct=1 --size=12M --verify=crc32c --verify_fatal=1 --eta=never --output=fio.$i &
 	jobs[i]=$!
 done
 for i in 0 1 2 3; do wait "${jobs[i]}" || { cat fio.$i; fail "fio on /dev/nbd$i"; }; done

@@ -15,7 +15,7 @@ scli volume create vol --size 256M --replicas 2
 sdc attach /dev/nbd0 --volume vol --timeout 5s
 fio --name=outage --filename=/dev/nbd0 --rw=randrw --bs=4k-16k --ioengine=libaio --iodepth=4 \
 	--direct=1 --size=64M --time_based --runtime=$((pause + 12)) --verify=crc32c \
-	--verify_fatal=1 --output=fio.out &
+	--verify_fatal=1 --eta=never --output=fio.out &
 fio=$!
 within 20 test -s /proc/$fio/io
 sleep 3
@@ -32,7 +32,7 @@ say "fio saw no error"
 # The same with servers that end and are started again.
 fio --name=restart --filename=/dev/nbd0 --rw=randrw --bs=4k-16k --ioengine=libaio --iodepth=4 \
 	--direct=1 --size=64M --time_based --runtime=$((pause + 12)) --verify=crc32c \
-	--verify_fatal=1 --output=fio.out &
+	--verify_fatal=1 --eta=never --output=fio.out &
 fio=$!
 sleep 3
 for i in 1 2 3; do cluster kill sds$i --signal TERM; done
