@@ -5,10 +5,13 @@ package main
 import (
 	"io"
 	"os"
+	"time"
 
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
 )
+
+const progressInterval = 100 * time.Millisecond
 
 // progress is a bar on a terminal and nothing elsewhere.
 type progress struct {
@@ -33,9 +36,9 @@ func (p *progress) set(done, total int64) {
 	if p.bar == nil {
 		p.bar = progressbar.NewOptions64(total, progressbar.OptionSetWriter(p.w),
 			progressbar.OptionSetDescription(p.what), progressbar.OptionSetWidth(30),
-			progressbar.OptionClearOnFinish(), progressbar.OptionShowCount())
+			progressbar.OptionClearOnFinish(), progressbar.OptionShowCount(),
+			progressbar.OptionThrottle(progressInterval))
 	}
-	p.bar.ChangeMax64(total)
 	_ = p.bar.Set64(done) // a terminal that has gone is no reason to stop
 }
 
