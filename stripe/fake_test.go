@@ -26,6 +26,7 @@ type fakeMdm struct {
 	lost    bool
 	drops   []client.DropRequest
 	gen     cluster.Generation
+	lease   time.Duration
 	calls   []string
 }
 
@@ -48,7 +49,8 @@ func newFakeMdm(servers []*fakeServer, replicas int) *fakeMdm {
 		}
 		m.PGs[1] = append(m.PGs[1], pg)
 	}
-	return &fakeMdm{current: m, changed: make(chan struct{}), gen: 4}
+	return &fakeMdm{current: m, changed: make(chan struct{}), gen: 4,
+		lease: 60 * time.Millisecond}
 }
 
 func (m *fakeMdm) Attach(_ context.Context, r client.AttachRequest) (*client.Session, error) {
@@ -57,7 +59,7 @@ func (m *fakeMdm) Attach(_ context.Context, r client.AttachRequest) (*client.Ses
 	m.calls = append(m.calls, "attach")
 	m.gen++
 	return &client.Session{ID: 1, Volume: m.current.Volumes[9], Generation: m.gen,
-		Lease: 60 * time.Millisecond, Map: m.current}, nil
+		Lease: m.lease, Map: m.current}, nil
 }
 
 func (m *fakeMdm) Detach(context.Context, string, string, cluster.Generation) error {
@@ -302,11 +304,17 @@ type rig struct {
 
 func newRig(t *testing.T, servers, replicas int) *rig {
 	t.Helper()
+	return newRigWith(t, servers, replicas, func(*fakeMdm) {})
+}
+
+func newRigWith(t *testing.T, servers, replicas int, edit func(*fakeMdm)) *rig {
+	t.Helper()
 	r := &rig{lost: make(chan error, 1)}
 	for i := range servers {
 		r.servers = append(r.servers, newFakeServer(t, cluster.DeviceID(i+1)))
 	}
 	r.mdm = newFakeMdm(r.servers, replicas)
+	edit(r.mdm)
 	var err error
 	if r.loop, err = loop.New(loop.Options{Name: "client"}); err != nil {
 		t.Fatal(err)

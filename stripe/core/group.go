@@ -29,6 +29,12 @@ func (g *group) writeSet() []int32 { return g.inSync[:g.n] }
 // names must be resolved and stamped before any I/O to it.
 func (g *group) resolved() bool { return true }
 
+// live reports whether a read's reply may be given to the front end.
+//
+// The lease's place (rule 15): it may, while every in-sync replica has confirmed
+// our generation within the lease; looked at after the reply has arrived.
+func (g *group) live() bool { return true }
+
 func (g *group) has(dev int32) bool {
 	for _, d := range g.inSync[:g.n] {
 		if d == dev {

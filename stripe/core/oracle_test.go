@@ -19,6 +19,9 @@ func (s *sim) submit() {
 	j.r.Op = []bio.Op{bio.Read, bio.Read, bio.Read, bio.Write, bio.Write, bio.Write, bio.Write, bio.Trim,
 		bio.WriteZeroes, bio.Flush, bio.BlockStatus}[s.rng.IntN(11)]
 	length := 1 + s.rng.IntN(s.cfg.maxLength)
+	if s.cfg.longTrims && j.r.Op != bio.Read && j.r.Op != bio.Write && s.rng.IntN(2) == 0 {
+		length = 1 + s.rng.IntN(int(s.cfg.size))
+	}
 	off := s.rng.IntN(int(s.cfg.size) - length + 1)
 	if s.rng.IntN(2) == 0 { // aligned
 		length = (length + blockMask) &^ blockMask

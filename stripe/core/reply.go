@@ -265,6 +265,8 @@ func (c *Core) readReply(ref int32, h *transport.Header, received bool, sums []b
 		c.retryLater(ref, h.Status)
 	case h.Status != transport.StatusOK:
 		c.replicaFailed(ref)
+	case !c.groups[p.group].live():
+		c.retryLater(ref, h.Status)
 	case h.Flags&transport.FlagHole != 0:
 		if p.receiver != none { // the other copy's payload is on its way
 			c.removeCopy(ref)

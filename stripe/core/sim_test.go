@@ -35,6 +35,7 @@ type simConfig struct {
 	badReads    int // replies with wrong bytes, or an error
 	powerLoss   bool
 	maxLength   int
+	longTrims   bool
 }
 
 // wireFrame is a frame that the core has sent.
