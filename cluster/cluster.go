@@ -88,6 +88,10 @@ type Volume struct {
 	BlockSize   uint32 // logical block size shown to the kernel: 512 or 4096
 	PGSet       uint32
 	Generation  Generation // of the newest attach
+	// Attached: a session under Generation is registered, whose client may write.
+	// It goes with the detach, or when a dead client's session was fenced by the
+	// next generation.
+	Attached bool
 }
 
 // Device is one disk of one server.
@@ -118,6 +122,9 @@ type PG struct {
 	Replicas []DeviceID // where copies belong, in order of preference
 	InSync   []DeviceID // subset that is authoritative; never empty
 	Target   DeviceID   // the running resync target, or 0
+	// TargetEpoch is the epoch that announced the target: the number of the
+	// attempt. Later epochs may keep the target; a new attempt starts over.
+	TargetEpoch uint32
 }
 
 // Map is what clients and servers know of the cluster. A published Map is
