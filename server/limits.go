@@ -40,7 +40,6 @@ const (
 	// the manager to hear of it.
 	lastReplies  = time.Second
 	leaveTimeout = 2 * time.Second
-	helloTimeout = 5 * time.Second
 	// CloseTimeout bounds a clean stop after which the device is left unclean,
 	// which costs a recovery at the next start and no data.
 	CloseTimeout = 20 * time.Second
