@@ -136,12 +136,7 @@ func runDetach(cmd *cobra.Command, r daemon.DetachRequest) error {
 		if os.Geteuid() != 0 {
 			return fmt.Errorf("detach %s: %w", path, kernel.ErrNotRoot)
 		}
-		unflushed, orphanErr := kernel.DetachOrphan(path, r.Force)
-		if orphanErr != nil {
-			return orphanErr
-		}
-		done.Warning = unflushed.Error()
-		err = nil
+		done, err = daemon.DetachOrphan(cmd.Context(), daemon.RunDir(), path, r.Force)
 	}
 	if err != nil {
 		return err

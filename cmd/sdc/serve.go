@@ -121,7 +121,7 @@ func (f *serveFlags) tlsConfig() (*tls.Config, error) {
 
 func (f *serveFlags) opener() (daemon.Opener, error) {
 	if f.memory == "" {
-		return daemon.NewCluster(f.mdm)
+		return daemon.NewCluster(f.mdm, [16]byte{})
 	}
 	size, err := cluster.ParseSize(f.memory)
 	if err != nil {

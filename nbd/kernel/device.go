@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -44,6 +46,9 @@ type Options struct {
 	DeadTimeout time.Duration
 	ReadOnly    bool
 	Ioctl       bool // do not use netlink
+	// TakeOver goes on with a device that a process which died has left connected:
+	// the kernel is given new sockets, and sends what was unanswered again.
+	TakeOver bool
 	// Report is told what a person should know. It may be called from anywhere.
 	Report func(text string)
 	// Gone is called once, on a goroutine, when the kernel's device was
@@ -74,12 +79,11 @@ func Attach(ctx context.Context, port *nbd.Port, o Options) (*Device, error) {
 		return nil, fmt.Errorf("attach %s: %w", d.path, err)
 	}
 	// The device works; what is left makes it better and must not undo it.
-	for _, err := range []error{
-		d.paths.tune(d.index),
-		d.node(),
-		d.paths.link(o.Volume, d.index),
-		rescan(d.path),
-	} {
+	steps := []error{d.node(), d.paths.link(o.Volume, d.index)}
+	if !o.TakeOver {
+		steps = append(steps, d.paths.tune(d.index), rescan(d.path))
+	}
+	for _, err := range steps {
 		if err != nil {
 			d.o.Report(fmt.Sprintf("%s is attached, but: %v", d.path, err))
 		}
@@ -105,7 +109,24 @@ func (d *Device) prepare() (err error) {
 	if d.o.DeadTimeout == 0 {
 		d.o.DeadTimeout = DefaultDeadTimeout
 	}
+	if d.o.TakeOver {
+		return d.prepareTakeOver()
+	}
 	return d.paths.check(d.index, d.path)
+}
+
+// prepareTakeOver makes sure that the device is what was left. Connections must be
+// what they were: the kernel takes one new socket for each dead one.
+func (d *Device) prepareTakeOver() error {
+	backend, is := d.paths.backend(d.index)
+	if !is || backend != backendPrefix+d.o.Volume {
+		return fmt.Errorf("take over %s: %w: it is not connected as volume %s any more", d.path,
+			ErrNotAttached, d.o.Volume)
+	}
+	if d.o.Ioctl {
+		return fmt.Errorf("take over %s: the kernel's old interface takes no new sockets", d.path)
+	}
+	return nil
 }
 
 // Check tells whether a device could be attached just now: root, the driver, and a
@@ -157,7 +178,11 @@ func (d *Device) connect(ctx context.Context) error {
 		c.sockets = append(c.sockets, fd)
 	}
 	err := errNoFamily
-	if !d.o.Ioctl {
+	switch {
+	case d.o.TakeOver:
+		c = &config{index: d.index, sockets: c.sockets, backend: c.backend}
+		err = within(connectLimit, func() error { return c.command(nlReconfigure) })
+	case !d.o.Ioctl:
 		err = within(connectLimit, func() error { return c.command(nlConnect) })
 	}
 	if errors.Is(err, errNoFamily) {
@@ -216,6 +241,16 @@ func (d *Device) Link() string { return filepath.Join(d.paths.dev, "braid", d.o.
 
 // Reconnects is how often the kernel was given a new socket.
 func (d *Device) Reconnects() int { return int(d.keeper.reconnects.Load()) }
+
+// KernelSize is the size that the kernel believes in, bytes; 0 if it does not say.
+func (d *Device) KernelSize() uint64 {
+	b, err := os.ReadFile(filepath.Join(d.paths.sys, "block", filepath.Base(d.path), "size"))
+	if err != nil {
+		return 0
+	}
+	sectors, _ := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
+	return sectors * 512
+}
 
 // Use says by whom the device is used, or nil.
 func (d *Device) Use() error { return d.paths.use(d.index) }

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
+	"braid/mdm/client"
 	"braid/nbd"
 	"braid/nbd/kernel"
 	"braid/stripe"
@@ -37,8 +39,10 @@ type attachment struct {
 	volume Volume
 	port   *nbd.Port
 	ro     bool
-	opened chan struct{} // closed when open has succeeded
-	ended  chan struct{} // closed when it is gone
+	// resumed is what a daemon that died has left, if this goes on with it.
+	resumed *saved
+	opened  chan struct{} // closed when open has succeeded
+	ended   chan struct{} // closed when it is gone
 
 	// mu guards the fields below. volume and port are set before opened is closed.
 	mu     sync.Mutex
@@ -53,13 +57,16 @@ type attachment struct {
 // open attaches the volume and then the device. On failure nothing is left.
 func (a *attachment) open(ctx context.Context, opener Opener, r AttachRequest, gone func(error)) error {
 	// First what changes nothing: --force fences another client.
-	err := kernel.Check(r.Device)
-	if err != nil {
-		return err
+	if a.resumed == nil {
+		if err := kernel.Check(r.Device); err != nil {
+			return err
+		}
 	}
 	a.loop = a.host.Take()
-	a.volume, err = opener.Open(ctx, OpenRequest{
-		Volume: r.Volume, Force: r.Force, ReadOnly: r.ReadOnly, Loop: a.loop, Pool: a.host.Pool,
+	var err error
+	a.volume, err = a.openVolume(ctx, opener, OpenRequest{
+		Volume: r.Volume, Force: r.Force && a.resumed == nil, ReadOnly: r.ReadOnly,
+		GuestAlive: a.resumed != nil, Loop: a.loop, Pool: a.host.Pool,
 		Resized: a.resized, Lost: a.lost,
 	})
 	if err != nil {
@@ -73,11 +80,18 @@ func (a *attachment) open(ctx context.Context, opener Opener, r AttachRequest, g
 		a.told = a.size
 		a.mu.Unlock()
 	})
+	if a.resumed != nil {
+		if err := a.resumed.checkResumed(a.volume); err != nil {
+			_, closeErr := a.closeVolume(volumeDetach)
+			return errors.Join(err, closeErr)
+		}
+	}
 	device, err := kernel.Attach(ctx, a.port, kernel.Options{
 		Device: r.Device, Volume: a.volume.Name(), Connections: r.Connections, Timeout: r.Timeout,
 		DeadTimeout: r.DeadTimeout, ReadOnly: r.ReadOnly, Ioctl: r.Ioctl,
-		Report: func(text string) { a.log.Warn(text) },
-		Gone:   gone,
+		TakeOver: a.resumed != nil,
+		Report:   func(text string) { a.log.Warn(text) },
+		Gone:     gone,
 	})
 	if err != nil {
 		_, closeErr := a.closeVolume(volumeDetach)
@@ -86,6 +100,9 @@ func (a *attachment) open(ctx context.Context, opener Opener, r AttachRequest, g
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.device = device
+	if a.resumed != nil {
+		a.told = device.KernelSize()
+	}
 	if a.state == StateAttaching { // and not failed in the meantime
 		a.state = StateAttached
 	}
@@ -94,6 +111,18 @@ func (a *attachment) open(ctx context.Context, opener Opener, r AttachRequest, g
 		go a.resize()
 	}
 	return nil
+}
+
+// openVolume attaches the volume. Where a device waits for it already, it waits for
+// the metadata managers for as long as it takes.
+func (a *attachment) openVolume(ctx context.Context, opener Opener, r OpenRequest) (Volume, error) {
+	for {
+		v, err := opener.Open(ctx, r)
+		if a.resumed == nil || !errors.Is(err, client.ErrUnreachable) || ctx.Err() != nil {
+			return v, err
+		}
+		a.log.Warn("a device whose daemon had died still waits", "device", a.path, "reason", err)
+	}
 }
 
 // close detaches the device and the volume. The warning tells what was lost.
@@ -108,7 +137,8 @@ func (a *attachment) close(force bool) (warning string, err error) {
 	}
 	volumeErr, closeErr := a.closeVolume(limit)
 	if lost := errors.Join(unflushed, volumeErr); lost != nil {
-		warning = "what was written last may be lost: " + lost.Error()
+		warning = "what was written last may be lost: " +
+			strings.ReplaceAll(lost.Error(), "\n", "; ")
 	}
 	return warning, errors.Join(err, closeErr)
 }

@@ -4,6 +4,7 @@ package daemon
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -47,7 +48,11 @@ type Daemon struct {
 	lock   *os.File
 	ln     net.Listener
 	server *http.Server
+	id     [16]byte      // the client id of its sessions
 	ended  chan struct{} // closed when the daemon has decided to end
+	// orphans are the devices that a dead daemon has left, until Run.
+	orphans []*attachment
+	work    sync.WaitGroup // resumptions that are under way
 
 	// mu guards the fields below. It is never held across a call that blocks.
 	mu       sync.Mutex
@@ -73,12 +78,17 @@ func New(o Options) (*Daemon, error) {
 		}
 		return nil, fmt.Errorf("take the daemon's lock: %w", err)
 	}
+	id, err := clientID(o.Dir)
+	if err != nil {
+		_ = lock.Close()
+		return nil, err
+	}
 	host, err := NewHost(HostOptions{Loops: o.Loops, Engine: o.Engine, Locked: o.Locked})
 	if err != nil {
 		_ = lock.Close()
 		return nil, err
 	}
-	d := &Daemon{o: o, host: host, lock: lock, ended: make(chan struct{}),
+	d := &Daemon{o: o, host: host, lock: lock, id: id, ended: make(chan struct{}),
 		attached: map[int]*attachment{}, clusters: map[string]*Cluster{}}
 	path := socketPath(o.Dir)
 	_ = os.Remove(path) // nobody listens on it: we hold the lock
@@ -88,6 +98,7 @@ func New(o Options) (*Daemon, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the control socket: %w", err), host.Close(), lock.Close())
 	}
+	d.findOrphans()
 	d.server = &http.Server{Handler: d.routes(), ReadHeaderTimeout: 10 * time.Second}
 	return d, nil
 }
@@ -97,6 +108,10 @@ func New(o Options) (*Daemon, error) {
 func (d *Daemon) Run(soft, hard context.Context) error {
 	served := make(chan error, 1)
 	go func() { served <- d.server.Serve(d.ln) }()
+	resuming, cancel := context.WithCancel(soft)
+	defer d.work.Wait()
+	defer cancel()
+	d.resume(resuming)
 	d.mu.Lock()
 	d.checkIdle()
 	d.mu.Unlock()
@@ -189,7 +204,7 @@ func (d *Daemon) opener(r AttachRequest) (Opener, error) {
 	if c := d.clusters[key]; c != nil {
 		return c, nil
 	}
-	c, err := NewCluster(r.Mdm)
+	c, err := NewCluster(r.Mdm, d.id)
 	if err != nil {
 		return nil, err
 	}
@@ -197,49 +212,83 @@ func (d *Daemon) opener(r AttachRequest) (Opener, error) {
 	return c, nil
 }
 
-// attach makes an attachment; its place is taken before anything slow begins.
+// attach makes an attachment. One that goes on with a dead daemon's device may be
+// under way already; its outcome is what the caller wants.
 func (d *Daemon) attach(ctx context.Context, r AttachRequest) (*attachment, error) {
 	index, path, err := kernel.ParseDevice(r.Device)
 	if err != nil {
 		return nil, err
 	}
-	opener, err := d.opener(r)
+	a, err := d.place(index, path, r, nil)
+	if a != nil && err != nil && a.resumed != nil {
+		select {
+		case <-a.opened:
+			if r.Volume == "" || r.Volume == a.volume.Name() {
+				return a, nil
+			}
+		case <-a.ended:
+			return nil, fmt.Errorf("%s is %w: its daemon has died and it cannot be served again; "+
+				"umount it, and then sdc detach %s", path, kernel.ErrBusy, path)
+		case <-ctx.Done():
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
+	if err := d.open(ctx, a, r); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// place takes the place of an attachment before anything slow begins. When it is
+// taken, the error comes with who has it.
+func (d *Daemon) place(index int, path string, r AttachRequest, resumed *saved) (*attachment, error) {
 	a := &attachment{log: d.o.Log, host: d.host, index: index, path: path, since: time.Now(),
-		ro: r.ReadOnly, state: StateAttaching, opened: make(chan struct{}), ended: make(chan struct{})}
+		ro: r.ReadOnly, state: StateAttaching, resumed: resumed,
+		opened: make(chan struct{}), ended: make(chan struct{})}
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.ending {
-		d.mu.Unlock()
 		return nil, errEnding
 	}
 	if other := d.attached[index]; other != nil {
-		d.mu.Unlock()
-		return nil, other.taken()
+		return other, other.taken()
 	}
 	d.attached[index] = a
 	d.checkIdle()
-	d.mu.Unlock()
-	err = a.open(ctx, opener, r, func(reason error) { d.gone(a, reason) })
+	return a, nil
+}
+
+// open fills the place.
+func (d *Daemon) open(ctx context.Context, a *attachment, r AttachRequest) error {
+	opener, err := d.opener(r)
+	if err == nil {
+		err = a.open(ctx, opener, r, func(reason error) { d.gone(a, reason) })
+	}
 	if err != nil {
 		d.forget(a)
-		d.o.Log.Warn("attach failed", "device", path, "volume", r.Volume, "error", err)
-		return nil, err
+		d.o.Log.Warn("attach failed", "device", a.path, "volume", r.Volume, "error", err)
+		return err
+	}
+	r.Device, r.Volume = a.path, a.volume.Name()
+	s := saved{Attach: r, Client: hex.EncodeToString(d.id[:]), Generation: a.volume.Generation()}
+	if err := s.save(d.o.Dir, a.index); err != nil {
+		d.o.Log.Warn("a daemon that follows this one could not go on", "device", a.path, "error", err)
 	}
 	close(a.opened)
-	d.o.Log.Info("attached", "device", path, "volume", a.volume.Name())
-	return a, nil
+	d.o.Log.Info("attached", "device", a.path, "volume", a.volume.Name())
+	return nil
 }
 
 // taken is the error of an attach to a device that has an attachment.
 func (a *attachment) taken() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	switch a.state {
-	case StateAttaching:
+	switch {
+	case a.device == nil:
 		return fmt.Errorf("%s is %w: an attach to it is under way", a.path, kernel.ErrBusy)
-	case StateDetaching:
+	case a.state == StateDetaching:
 		return fmt.Errorf("%s is %w: it is being detached", a.path, kernel.ErrBusy)
 	}
 	return fmt.Errorf("%s is %w: volume %s is attached to it (sdc list shows all)", a.path,
@@ -265,6 +314,7 @@ func (d *Daemon) detach(r DetachRequest) (DetachReply, error) {
 		a.set(before, reason)
 		return DetachReply{}, err
 	}
+	forgetSaved(d.o.Dir, a.index)
 	d.forget(a)
 	d.o.Log.Info("detached", "device", a.path, "volume", a.volume.Name(), "warning", warning, "error", err)
 	return DetachReply{Volume: a.volume.Name(), Warning: warning}, err

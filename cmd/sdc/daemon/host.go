@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"sync"
 
+	"braid/cmd/internal/memlock"
 	"braid/nbd"
 	"braid/transport/buf"
 	"braid/transport/loop"
@@ -50,6 +51,9 @@ func NewHost(o HostOptions) (*Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("buffers of the data client: %w", err)
 	}
+	if o.Locked {
+		touch(pool, nbd.Consumers(o.Depth))
+	}
 	h := &Host{Pool: pool, Arena: nbd.NewArena(pool), volumes: map[*loop.Loop]int{}}
 	for i := range o.Loops {
 		l, err := loop.New(loop.Options{Name: fmt.Sprintf("sdc%d", i), Engine: o.Engine})
@@ -60,6 +64,23 @@ func NewHost(o HostOptions) (*Host, error) {
 		h.loops = append(h.loops, l)
 	}
 	return h, nil
+}
+
+// touch makes all of the pool's memory resident, so that no request needs memory
+// from the kernel at the moment in which the kernel needs it to get some.
+func touch(pool *buf.Pool, consumers []buf.Consumer) {
+	var taken []*buf.Buf
+	for _, c := range consumers {
+		for range c.Count {
+			if b := pool.Get(c.Size); b != nil {
+				memlock.Prefault(b.B)
+				taken = append(taken, b)
+			}
+		}
+	}
+	for _, b := range taken {
+		pool.Release(b)
+	}
 }
 
 // Engine is what the loops really use.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 
+	"braid/cluster"
 	"braid/mdm/client"
 	"braid/nbd"
 	"braid/stripe"
@@ -21,6 +22,7 @@ import (
 type Volume interface {
 	nbd.Device
 	Name() string
+	Generation() cluster.Generation
 	// Detach flushes and ends the session; when ctx ends it gives up what waits.
 	Detach(ctx context.Context) error
 	Waiting() []stripe.Wait
@@ -51,15 +53,18 @@ type Cluster struct {
 	host string
 }
 
-// NewCluster returns an opener that asks the metadata managers at addrs.
-func NewCluster(addrs []string) (*Cluster, error) {
+// NewCluster returns an opener that asks the metadata managers at addrs. Without an
+// id it draws one.
+func NewCluster(addrs []string, id [16]byte) (*Cluster, error) {
 	c, err := client.New(addrs, client.Options{})
 	if err != nil {
 		return nil, err
 	}
-	o := &Cluster{mdm: c}
-	if _, err := rand.Read(o.id[:]); err != nil {
-		return nil, fmt.Errorf("draw a client id: %w", err)
+	o := &Cluster{mdm: c, id: id}
+	if id == ([16]byte{}) {
+		if _, err := rand.Read(o.id[:]); err != nil {
+			return nil, fmt.Errorf("draw a client id: %w", err)
+		}
 	}
 	if o.host, err = os.Hostname(); err != nil {
 		return nil, fmt.Errorf("find out this host's name: %w", err)
@@ -108,6 +113,7 @@ func (m Memory) Open(_ context.Context, r OpenRequest) (Volume, error) {
 // Close does nothing.
 func (Memory) Close() error { return nil }
 
-func (v *memoryVolume) Name() string                 { return v.name }
-func (v *memoryVolume) Detach(context.Context) error { return nil }
-func (v *memoryVolume) Waiting() []stripe.Wait       { return nil }
+func (v *memoryVolume) Name() string                   { return v.name }
+func (v *memoryVolume) Generation() cluster.Generation { return 0 }
+func (v *memoryVolume) Detach(context.Context) error   { return nil }
+func (v *memoryVolume) Waiting() []stripe.Wait         { return nil }
