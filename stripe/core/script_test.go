@@ -70,10 +70,7 @@ func (s *script) settle() {
 				moved = true
 				continue
 			}
-			if s.hold[l.dev.id] {
-				continue
-			}
-			for len(l.frames) > 0 {
+			for len(l.frames) > 0 && !s.hold[l.dev.id] {
 				moved = true
 				s.deliver(id, l)
 			}
@@ -226,6 +223,49 @@ func TestDrainedFlush(t *testing.T) {
 	}
 	if s.core.stats.Flushes != 2 {
 		t.Errorf("%d flushes ran, want 2: those that wait share one", s.core.stats.Flushes)
+	}
+}
+
+// Goal: a write that waits for room in an activity log does not block the flush
+// that makes room, and that flush goes out only after the copy that was applied
+// under the old interval is applied under the new one (rules 1, 18). Method: one
+// copy refuses; the other's second ack is held back.
+func TestStuckWriteMovesToTheNextInterval(t *testing.T) {
+	s := newScript(t, nil)
+	pair := s.inSync(0)
+	s.mustEnd("an earlier write", s.write(0, block(1)), nil)
+	full := true
+	s.answer = func(d *fakeDevice, h *transport.Header) transport.Status {
+		if h.Op == transport.OpWrite && d == pair[0] && h.Interval == 1 {
+			s.hold[d.id] = true // what comes next stays on the way
+		}
+		if full && d == pair[1] && h.Op == transport.OpWrite {
+			return transport.StatusRetry
+		}
+		return transport.StatusOK
+	}
+	w := s.write(4096, block(2)) // its refusal starts a flush of interval 1
+	last := s.sent[len(s.sent)-1]
+	if last.Op != transport.OpWrite || last.Interval != 2 || s.to[len(s.to)-1] != pair[0].id {
+		t.Fatalf("the last frame is %+v to device %d, want the write again, in interval 2",
+			last, s.to[len(s.to)-1])
+	}
+	if n := s.count(transport.OpFlush); n != 0 {
+		t.Fatal("the flush goes out although a copy of interval 1 is outstanding")
+	}
+	s.hold[pair[0].id] = false
+	s.settle()
+	if n := s.count(transport.OpFlush); n != 2 || s.isDone(w) {
+		t.Fatalf("%d flush frames, want 2; write done: %v", n, s.isDone(w))
+	}
+	full = false
+	s.tick(time.Second)
+	s.mustEnd("the write", w, nil)
+	s.mustEnd("a flush", s.begin(bio.Request{Op: bio.Flush}), nil)
+	for _, d := range pair {
+		if !bytes.Equal(d.durable[s.key(1)], block(2)) {
+			t.Errorf("device %d does not hold the block", d.id)
+		}
 	}
 }
 
