@@ -53,7 +53,7 @@ type Effect struct {
 // Stats are counters since New.
 type Stats struct {
 	Requests   [8]uint64  // by bio.Op
-	Frames     [16]uint64 // sent, by transport.Op
+	Frames     [32]uint64 // sent, by transport.Op
 	ReadBytes  uint64
 	WriteBytes uint64
 	Errors     uint64
@@ -424,5 +424,5 @@ func (q *reqQueue) pop() *bio.Request {
 // sumsOf counts the bytes of the checksums of length bytes of whole blocks.
 func sumsOf(length uint32) int { return int(length / cluster.BlockSize * 8) }
 
-// frameOps must fit the counters of Stats.
-var _ = [16 - transport.OpCopy]struct{}{}
+// Every op that a client sends must fit the counters of Stats.
+var _ = [31 - transport.OpConfirm]struct{}{}

@@ -97,7 +97,7 @@ func (c *Core) send(ref, l int32) {
 	}
 	cp.kind, cp.frame = copyInFlight, fi
 	c.devs[cp.dev].inFlight++
-	c.stats.Frames[f.Header.Op&15]++
+	c.stats.Frames[f.Header.Op&31]++
 	c.emit(Effect{Kind: Send, Frame: fi, Link: l})
 }
 
