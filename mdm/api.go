@@ -51,9 +51,13 @@ func (a *api) change(ctx context.Context,
 	if err != nil {
 		return err
 	}
-	err = l.change(ctx, func(st *state.State, now time.Time) (*state.Tx, error) { return plan(st, l, now) })
+	err = l.change(decided(ctx), func(st *state.State, now time.Time) (*state.Tx, error) { return plan(st, l, now) })
 	return a.coded(ctx, err)
 }
+
+// decided keeps a change going when its caller gives up: it will ask again, and
+// then the work is done. Commits have a time limit of their own.
+func decided(ctx context.Context) context.Context { return context.WithoutCancel(ctx) }
 
 func (a *api) coded(ctx context.Context, err error) error {
 	var refusal *state.Refusal
@@ -167,7 +171,7 @@ func (a *api) RenewServer(ctx context.Context, r *connect.Request[pb.RenewServer
 		return connect.NewResponse(&pb.RenewServerResponse{}), nil
 	case len(reports) == 0:
 		l.leases.endServer(r.Msg.Name)
-		err = l.expire(ctx)
+		err = l.expire(decided(ctx))
 	default:
 		l.leases.renewServer(r.Msg.Name, l.now())
 		for i, d := range r.Msg.Devices {
@@ -176,7 +180,7 @@ func (a *api) RenewServer(ctx context.Context, r *connect.Request[pb.RenewServer
 			}
 		}
 		if !tx.Empty() {
-			err = l.change(ctx, func(st *state.State, now time.Time) (*state.Tx, error) {
+			err = l.change(decided(ctx), func(st *state.State, now time.Time) (*state.Tx, error) {
 				tx, known = st.Renew(r.Msg.Name, r.Msg.LeaseId, reports, now)
 				return tx, nil
 			})

@@ -92,12 +92,12 @@ func (a *api) Attach(ctx context.Context, r *connect.Request[pb.AttachRequest],
 		return nil, err
 	}
 	// A session whose lease ran out must not be in the way until the next tick.
-	if err := l.expire(ctx); err != nil {
+	if err := l.expire(decided(ctx)); err != nil {
 		return nil, a.coded(ctx, err)
 	}
 	resp := &pb.AttachResponse{LeaseMs: uint32(l.leases.sessionTerm.Milliseconds())}
 	var volume cluster.VolumeID
-	err = l.change(ctx, func(st *state.State, now time.Time) (*state.Tx, error) {
+	err = l.change(decided(ctx), func(st *state.State, now time.Time) (*state.Tx, error) {
 		tx, v, session, err := st.Attach(request, l.leases.persisted, now)
 		if err != nil {
 			return nil, err

@@ -50,7 +50,7 @@ func externalEtcd(t *testing.T) string {
 func startOn(t *testing.T, etcd, name string) (*Member, Config) {
 	t.Helper()
 	c := testConfig(t)
-	c.Name, c.Etcd = name, []string{etcd}
+	c.Name, c.Etcd, c.ServerLease = name, []string{etcd}, time.Hour // nobody renews here
 	m, err := Start(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)

@@ -137,12 +137,18 @@ func (l *leader) change(ctx context.Context, plan func(*state.State, time.Time) 
 	defer l.mu.Unlock()
 	var err error
 	for range conflictTries {
-		var tx *state.Tx
-		l.store.read(func(st *state.State) { tx, err = plan(st, l.now()) })
+		var steps []state.Step
+		// The conditions have to be those of the state that was planned on.
+		l.store.read(func(st *state.State) {
+			var tx *state.Tx
+			if tx, err = plan(st, l.now()); err == nil {
+				steps = tx.Steps()
+			}
+		})
 		if err != nil {
 			return err
 		}
-		err = l.store.commit(ctx, tx, l.guard)
+		err = l.store.commit(ctx, steps, l.guard)
 		if errors.Is(err, errDeposed) {
 			l.end()
 		}

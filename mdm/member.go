@@ -124,11 +124,12 @@ func (m *Member) awaitLeader(ctx context.Context) error {
 // join records this member's address, for people and for the other members. It
 // is the one write that is not the leader's, to a key that nobody else writes.
 func (m *Member) join(ctx context.Context) error {
-	var tx *state.Tx
+	var steps []state.Step
 	m.store.read(func(st *state.State) {
-		tx = st.Join(state.Member{Name: m.config.Name, Addr: m.addr, Version: cluster.Version}, m.config.now())
+		steps = st.Join(state.Member{Name: m.config.Name, Addr: m.addr, Version: cluster.Version},
+			m.config.now()).Steps()
 	})
-	for _, step := range tx.Steps() {
+	for _, step := range steps {
 		for _, put := range step.Puts {
 			if _, err := m.backend.client.Put(ctx, put.Key, string(put.Value)); err != nil {
 				return fmt.Errorf("record this member in etcd: %w", err)

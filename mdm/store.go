@@ -141,10 +141,10 @@ type guard struct {
 
 // commit runs the steps of a transaction under the guard of leadership and
 // returns when the state shows them.
-func (s *store) commit(ctx context.Context, tx *state.Tx, g guard) error {
+func (s *store) commit(ctx context.Context, steps []state.Step, g guard) error {
 	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
 	defer cancel()
-	for _, step := range tx.Steps() {
+	for _, step := range steps {
 		conditions := []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(g.key), "=", g.created)}
 		for key, revision := range step.Expect {
 			conditions = append(conditions, clientv3.Compare(clientv3.ModRevision(key), "=", revision))

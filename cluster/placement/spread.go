@@ -10,27 +10,41 @@ const window = 8
 // that. It outweighs any gain in evenness.
 const weakPair = 1000
 
-// near measures how crowded the surroundings of a group are with d. With
+// near measures how crowded the surroundings of a group are with d and e. With
 // c(w) the copies of d in window w, the sum over the windows that contain the
 // group of c(w) is the sum over d's copies at distance k of window - |k|: the
 // derivative of the squares that polish lowers.
-func (p *placer) near(d, group int) int {
-	sum := 0
+func (p *placer) near(d, e, group int) (ofD, ofE int) {
 	reach := min(window-1, (p.groups-1)/2)
-	for k := -reach; k <= reach; k++ {
-		g := group + k
-		if g < 0 {
-			g += p.groups
-		} else if g >= p.groups {
-			g -= p.groups
-		}
-		for _, at := range p.row(g) {
+	if first, last := group-reach, group+reach; first >= 0 && last < p.groups {
+		weight, left := window-reach, p.replicas
+		for _, at := range p.cells[first*p.replicas : (last+1)*p.replicas] {
 			if at == d {
-				sum += window - max(k, -k)
+				ofD += weight
+			} else if at == e {
+				ofE += weight
+			}
+			if left--; left == 0 {
+				left = p.replicas
+				if first++; first <= group {
+					weight++
+				} else {
+					weight--
+				}
+			}
+		}
+		return ofD, ofE
+	}
+	for k := -reach; k <= reach; k++ {
+		for _, at := range p.row((group + k + p.groups) % p.groups) {
+			if at == d {
+				ofD += window - max(k, -k)
+			} else if at == e {
+				ofE += window - max(k, -k)
 			}
 		}
 	}
-	return sum
+	return ofD, ofE
 }
 
 // weakness counts pairs of a group that share a fault set or a server although
@@ -72,16 +86,20 @@ func (p *placer) fill() {
 		left[p.domain[d]] += n
 	}
 	crowd := make([]float64, len(p.devices))
-	filled := 0
+	filled, offset := 0, 0
 	var stuck []int
 	for cell, at := range p.cells {
 		if at != hole {
 			continue
 		}
-		p.crowding(cell/p.replicas, crowd)
+		p.crowding(cell/p.replicas, crowd, false)
 		groupsLeft := float64(total-filled)/float64(p.replicas) + 1
 		best, least := hole, 0.0
-		for d := range p.devices {
+		for tried := range p.devices {
+			if tried >= sample && best != hole {
+				break
+			}
+			d := (offset + tried) % len(p.devices)
 			if p.count[d] >= p.quota[d] || !p.fits(cell, d) {
 				continue
 			}
@@ -93,11 +111,13 @@ func (p *placer) fill() {
 			// A domain whose copies are needed in nearly every group that is
 			// left may not wait.
 			cost -= 64 * float64(left[p.domain[d]]) / groupsLeft
-			if best == hole || cost < least {
+			if best == hole || cost < least || cost == least && d < best {
 				best, least = d, cost
 			}
 		}
+		p.crowding(cell/p.replicas, crowd, true)
 		filled++
+		offset += sample + 1
 		if best == hole {
 			stuck = append(stuck, cell)
 			continue
@@ -110,13 +130,20 @@ func (p *placer) fill() {
 	}
 }
 
-// crowding is near for all devices at once.
-func (p *placer) crowding(group int, crowd []float64) {
-	clear(crowd)
+// sample is how many devices are looked at for each hole. Looking at all of a
+// thousand takes seconds and makes no better table.
+const sample = 128
+
+// crowding is near for all devices at once; erase sets what it touched to 0.
+func (p *placer) crowding(group int, crowd []float64, erase bool) {
 	reach := min(window-1, (p.groups-1)/2)
 	for k := -reach; k <= reach; k++ {
 		for _, at := range p.row((group + k + p.groups) % p.groups) {
-			if at != hole {
+			switch {
+			case at == hole:
+			case erase:
+				crowd[at] = 0
+			default:
 				crowd[at] += float64(window - max(k, -k))
 			}
 		}
@@ -190,7 +217,8 @@ func (p *placer) enrich(d int) bool {
 			continue
 		}
 		group := cell / p.replicas
-		change := 2*(p.near(d, group)-p.near(at, group)) + p.pairChange(group, cell, at, d) +
+		poor, rich := p.near(d, at, group)
+		change := 2*(poor-rich) + p.pairChange(group, cell, at, d) +
 			weakPair*(p.weakness(cell, d)-p.weakness(cell, at))
 		if best == hole || change < least {
 			best, least = cell, change
@@ -247,7 +275,7 @@ func (p *placer) polish() {
 		random ^= random << 17
 		return int(random >> 11 % uint64(limit))
 	}
-	for round := range polishRounds * len(movable) {
+	for round := range min(polishRounds*len(movable), maxPolish) {
 		// Every other partner comes from the neighbourhood: an uneven spot wanders
 		// until it meets its opposite.
 		a, b := next(len(movable)), next(len(movable))
@@ -258,9 +286,13 @@ func (p *placer) polish() {
 	}
 }
 
-// polishRounds is how many exchanges are tried per copy. Beyond 40 the cost
-// falls by less than 1 % more.
-const polishRounds = 40
+// polishRounds is how many exchanges are tried per copy: beyond 40 the cost falls
+// by less than 1 % more. maxPolish bounds the time on large tables, where filling
+// alone leaves little to do.
+const (
+	polishRounds = 40
+	maxPolish    = 500_000
+)
 
 func (p *placer) exchange(a, b int) {
 	d, e := p.cells[a], p.cells[b]
@@ -273,7 +305,9 @@ func (p *placer) exchange(a, b int) {
 	distance := max(ga-gb, gb-ga)
 	distance = min(distance, p.groups-distance)
 	shared := max(0, window-distance)
-	change := 2*(p.near(e, ga)-p.near(d, ga)+p.near(d, gb)-p.near(e, gb)) + 4*window - 4*shared
+	dNearA, eNearA := p.near(d, e, ga)
+	dNearB, eNearB := p.near(d, e, gb)
+	change := 2*(eNearA-dNearA+dNearB-eNearB) + 4*window - 4*shared
 	change += weakPair * (p.weakness(a, e) + p.weakness(b, d) - p.weakness(a, d) - p.weakness(b, e))
 	change += p.pairChange(ga, a, d, e) + p.pairChange(gb, b, e, d)
 	if change > 0 {

@@ -113,8 +113,9 @@ func (t *Tx) putPGs(number uint32, changed map[uint32]*cluster.PG) {
 	}
 }
 
-// Steps returns the transactions to commit, in this order. All but the last
-// write pages of groups only; each leaves a state that makes sense.
+// Steps returns the transactions to commit, in this order; call it before the
+// state changes, since the conditions are its revisions. All but the last write
+// pages of groups only; each leaves a state that makes sense.
 func (t *Tx) Steps() []Step {
 	if t.Empty() {
 		return nil
