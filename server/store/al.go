@@ -26,6 +26,8 @@ type alEntry struct {
 	state    alState
 	marks    Marks
 	logMarks Marks  // as in the newest add record
+	durMarks Marks  // as in the newest one that is durable
+	unlog    bool   // its stamp is all that has to become durable
 	isQueued bool   // its add record waits for a commit
 	freeing  uint32 // slots of its chunk whose removal is not durable yet
 	lru      link   // by last use

@@ -4,6 +4,7 @@ package store
 
 import (
 	"braid/cluster"
+	"braid/cluster/rules"
 	"braid/transport"
 )
 
@@ -35,10 +36,22 @@ const (
 	// admitted before it, persists Gen and replies (rule 14). A Gen older than the
 	// persisted one gets StatusFenced. Value returns the persisted generation.
 	OpFence
-	// OpStamp gives the chunk the tag (Gen, Interval) and clears the marks of its
-	// activity-log entry; durable with the next flush (rule 4).
+	// OpStamp gives the chunk the tag Tag, which may be older than its present one,
+	// adopts what its torn blocks hold and clears all marks of its activity-log
+	// entry; durable with the next flush (rule 4). Unlog: the entry may go as soon
+	// as that is durable, without a drained flush, unless something is written
+	// first (a copy whose source has no entry). An absent chunk has no tag; the
+	// rest applies.
 	OpStamp
-	// OpALList fills Regions with the activity-log entries of Volume.
+	// OpMark puts the chunk's region into the activity log with Marks added, whether
+	// the chunk is stored or not, and replies when that is durable (rule 20). Marked
+	// entries stay until OpStamp.
+	OpMark
+	// OpSums fills Table with what the device holds of the chunk: checksums of bytes
+	// read for the purpose, torn and rotten blocks marked. Data is room for a chunk.
+	OpSums
+	// OpALList fills Regions with the activity-log entries of Volume, from cursor
+	// Value, at most Length of them (0: all); Value returns the next cursor, 0 at the end.
 	OpALList
 	// OpTags fills Chunks with the chunks of Volume, from cursor Value, at most
 	// Length of them; Value returns the next cursor, 0 at the end.
@@ -56,25 +69,30 @@ type Request struct {
 	Op       Op
 	FUA      bool
 	NoHole   bool
-	Drained  bool // OpFlush
-	Hole     bool // result
+	Drained  bool  // OpFlush
+	Raw      bool  // OpRead: torn and rotten blocks too; Sums are those of the bytes just read
+	Unlog    bool  // OpStamp
+	Hole     bool  // result
+	Marks    Marks // OpMark
 	Layer    uint32
 	Volume   cluster.VolumeID
 	Gen      cluster.Generation
 	Interval uint64
 	Chunk    uint64
-	Offset   uint32 // bytes within the chunk
-	Length   uint32 // bytes
-	Value    uint64 // see the ops
+	Offset   uint32      // bytes within the chunk
+	Length   uint32      // bytes
+	Value    uint64      // see the ops
+	Tag      cluster.Tag // OpStamp
 	// Data is Length bytes, 4 KiB aligned: source of a write (immutable until the
 	// reply), destination of a read.
 	Data []byte
 	// Sums holds 8 bytes (little-endian xxhash64) per block of the range.
 	Sums []byte
 
-	Status  transport.Status // result
-	Regions []Region         // result of OpALList, appended
-	Chunks  []ChunkTag       // result of OpTags, appended
+	Status  transport.Status    // result
+	Regions []Region            // result of OpALList, appended
+	Chunks  []ChunkTag          // result of OpTags, appended
+	Table   *transport.SumTable // OpSums: the caller's, filled
 
 	Ctx any // the caller's own
 
@@ -193,6 +211,8 @@ type Config struct {
 	// no other copy exists or no resolver is running. Otherwise a region of an
 	// older generation leaves the log only after OpStamp.
 	LocalResolve bool
+	// Off switches rules off, to show that tests notice.
+	Off rules.Off
 	// Discard hands freed chunks to the device by IODiscard.
 	Discard bool
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 
 	"braid/cluster"
+	"braid/cluster/rules"
 	"braid/transport"
 )
 
@@ -82,6 +83,9 @@ func (c *Core) tryAdmit(r *Request) admission {
 	if r.page != 0 && (!stored || c.cache.at(r.page).slot != slot) {
 		c.unpin(r.page) // a trim whose chunk went away while it waited
 		r.page = 0
+	}
+	if !stored && r.Op == OpStamp {
+		return c.stampAbsent(r)
 	}
 	if !stored && r.Op != OpWrite && !r.NoHole {
 		c.finishTrim(r)
@@ -177,7 +181,8 @@ func (c *Core) allocate(key *chunkKey) (uint32, bool) {
 // ready does step 2. It queues the request where something is missing.
 func (c *Core) ready(r *Request) bool {
 	ent := &c.al.ent[r.al]
-	if ent.state == alPending {
+	// Rule 2. An entry whose marks are being added again is durable already.
+	if ent.state == alPending && !c.cfg.Off.Has(rules.LogFirst) {
 		c.al.wait[r.al].push(r)
 		return false
 	}
@@ -247,7 +252,7 @@ func (c *Core) restart(i uint32) {
 
 // requestIODone is steps 3 to 4, and the end of a read.
 func (c *Core) requestIODone(r *Request, err error) {
-	if r.Op == OpRead {
+	if r.Op == OpRead || r.Op == OpSums {
 		c.readDone(r, err)
 		return
 	}
@@ -309,6 +314,7 @@ func (c *Core) headerOf(slot uint32) header {
 func (c *Core) touchChunk(r *Request, p *page) {
 	c.keepFolded(p)
 	in, ent := &c.slots.info[r.slot], &c.al.ent[r.al]
+	ent.unlog = false
 	g, i := uint64(r.Gen), r.Interval
 	if g > in.gen || g == in.gen && i > in.interval {
 		in.gen, in.interval = g, i

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"braid/cluster"
+	"braid/cluster/rules"
 	"braid/transport"
 )
 
@@ -111,16 +112,19 @@ func (c *Core) pumpCommit() bool {
 
 func (c *Core) buildCommit() {
 	cs := &c.commit
-	cs.group = c.log.next
+	cs.stage, cs.group = commitWriting, c.log.next
 	cs.flushers, cs.tail, cs.err, cs.needsProof = reqQueue{}, c.log.tail, nil, false
 	cs.adds, cs.freed = cs.adds[:0], cs.freed[:0]
 	cs.vols, cs.gens, cs.dropped = cs.vols[:0], cs.gens[:0], cs.dropped[:0]
 	cs.w.reset(min(c.log.groupMax, c.ringFree()-1))
+	skip := c.cfg.Off.Has(rules.FlushMetadata) && c.flushQ.head != nil
 	if c.logOrders() {
 		c.logRegions()
-		c.logChunks()
+		if !skip {
+			c.logChunks()
+		}
 	}
-	if c.dirty.head == 0 {
+	if c.dirty.head == 0 || skip {
 		cs.flushers.join(&c.flushQ)
 	}
 	c.advanceTail()
@@ -194,10 +198,16 @@ func (c *Core) logRegions() {
 
 func (c *Core) logRegion(e uint32) bool {
 	ent := &c.al.ent[e]
-	if !c.commit.w.short(recALAdd, uint8(ent.marks), ent.key) {
+	marks := ent.marks
+	if ent.slot != 0 && !c.isDurable(ent.slot-1) {
+		// Marks go only after what made them unnecessary: both in one group would let
+		// a group in doubt take the mark and lose the data.
+		marks |= ent.logMarks
+	}
+	if !c.commit.w.short(recALAdd, uint8(marks), ent.key) {
 		return false
 	}
-	ent.logMarks = ent.marks
+	ent.logMarks = marks
 	c.al.logged(e, c.commit.group)
 	return true
 }
@@ -262,6 +272,7 @@ func (c *Core) advanceTail() {
 			bound = seq
 			break
 		}
+		cs.adds = append(cs.adds, e)
 		c.stats.ALRelogs++
 	}
 	for _, v := range c.vols {
@@ -293,7 +304,6 @@ func (c *Core) writeGroup() {
 	c.log.next += uint64(cs.pages)
 	c.log.tail = cs.tail
 	c.stats.LogPages += uint64(cs.pages)
-	cs.stage = commitWriting
 	if cs.pages == 0 {
 		c.flushCommit()
 		return
@@ -359,6 +369,7 @@ func (c *Core) committed() {
 	}
 	for _, e := range cs.adds {
 		c.al.ent[e].state = alDurable
+		c.al.ent[e].durMarks = c.al.ent[e].logMarks
 	}
 	for _, i := range cs.freed {
 		p := c.cache.at(i)

@@ -185,6 +185,8 @@ func (r *Request) valid() bool {
 		return true
 	case OpBitmap:
 		return len(r.Data) >= blocks/8
+	case OpSums:
+		return len(r.Data) >= cluster.ChunkSize && r.Table != nil
 	}
 	return r.Op <= OpStop
 }
@@ -200,7 +202,7 @@ func (r *Request) key() chunkKey {
 // step carries a request on from its stage.
 func (c *Core) step(r *Request) {
 	switch r.Op {
-	case OpRead, OpBitmap:
+	case OpRead, OpBitmap, OpSums:
 		c.stepRead(r)
 	case OpWrite:
 		c.stepChange(r)
@@ -214,6 +216,8 @@ func (c *Core) step(r *Request) {
 		}
 	case OpStamp:
 		c.stepStamp(r)
+	case OpMark:
+		c.stepMark(r)
 	case OpFlush:
 		c.flushQ.push(r)
 	case OpALList:

@@ -13,10 +13,10 @@ import (
 // nullRig completes every I/O at once and moves no data, so that only the core's
 // own work shows. Metadata goes to disk, if there is one.
 type nullRig struct {
-	core  *Core
-	disk  *disk.Mem
-	ios   []*IO
-	done  int
+	core *Core
+	disk *disk.Mem
+	ios  []*IO
+	done int
 }
 
 func (n *nullRig) run() {

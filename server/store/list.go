@@ -7,11 +7,15 @@ import (
 	"braid/transport"
 )
 
-// listRegions answers OpALList.
+// listRegions answers OpALList. The cursor is an entry's number: entries do not
+// move while they live.
 func (c *Core) listRegions(r *Request) {
-	for i := c.al.ent[0].lru.next; i != 0; i = c.al.ent[i].lru.next {
+	n := uint64(len(c.al.ent))
+	first := len(r.Regions)
+	i := max(r.Value, 1)
+	for ; i < n && (r.Length == 0 || uint32(len(r.Regions)-first) < r.Length); i++ {
 		e := &c.al.ent[i]
-		if volumeOf(e) != r.Volume {
+		if e.state == alFree || volumeOf(e) != r.Volume {
 			continue
 		}
 		g := Region{Volume: r.Volume, Layer: e.key.layer, Chunk: e.key.chunk, Marks: e.marks,
@@ -23,6 +27,9 @@ func (c *Core) listRegions(r *Request) {
 			t.bits.put(g.Torn[:])
 		}
 		r.Regions = append(r.Regions, g)
+	}
+	if r.Value = i; i >= n {
+		r.Value = 0
 	}
 	c.reply(r, transport.StatusOK)
 }

@@ -3,6 +3,7 @@
 package store
 
 import (
+	"braid/cluster/rules"
 	"braid/transport"
 )
 
@@ -215,10 +216,10 @@ func (c *Core) retireable(e uint32) bool {
 		return false // the commit under way still speaks of it
 	}
 	v := c.volumes[volumeOf(ent)]
-	if gone := v == nil || v.dropped; !gone && (ent.marks != 0 || !c.licensed(ent)) {
+	if v != nil && !v.dropped && (ent.marks != 0 || !ent.unlog && !c.licensed(ent)) {
 		return false
 	}
-	return ent.slot == 0 || c.isDurable(ent.slot-1)
+	return ent.slot == 0 || c.isDurable(ent.slot-1) || c.cfg.Off.Has(rules.FlushMetadata)
 }
 
 // isDurable reports whether every change of a slot's metadata is durable.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 
+	"braid/cluster"
 	"braid/transport"
 )
 
@@ -56,12 +57,21 @@ func (c *Core) stepRead(r *Request) {
 		c.reply(r, transport.StatusOK)
 		return
 	}
+	if r.Op == OpSums && p.bits.empty() {
+		c.fillTable(r, p, slot, nil, 0)
+		c.unpin(r.page)
+		c.reply(r, transport.StatusOK)
+		return
+	}
 	c.readBlocks(r, p, slot)
 }
 
 // readBlocks hands out the stored checksums and reads from the first present
 // block to the last one in a single I/O.
 func (c *Core) readBlocks(r *Request, p *page, slot uint32) {
+	if r.Op == OpSums {
+		r.Offset, r.Length = 0, cluster.ChunkSize
+	}
 	m := p.bits.and(r.span())
 	if m.empty() {
 		c.unpin(r.page)
@@ -71,6 +81,9 @@ func (c *Core) readBlocks(r *Request, p *page, slot uint32) {
 	}
 	first := r.Offset >> blockShift
 	for i := range r.Length >> blockShift {
+		if r.Op == OpSums || r.Raw {
+			break // made of the bytes that are read
+		}
 		s := c.zeroSum
 		if m.has(first + i) {
 			s = p.sums[first+i]
@@ -93,10 +106,16 @@ func (c *Core) readDone(r *Request, err error) {
 		c.reply(r, transport.StatusIO)
 		return
 	}
+	p := c.cache.at(r.page)
 	c.unpin(r.page)
 	if err != nil {
 		c.stats.Errors++
 		c.reply(r, transport.StatusIO)
+		return
+	}
+	if r.Op == OpSums {
+		c.fillTable(r, p, r.slot, r.io.Data, r.present.first())
+		c.reply(r, transport.StatusOK)
 		return
 	}
 	first := r.Offset >> blockShift
@@ -105,12 +124,15 @@ func (c *Core) readDone(r *Request, err error) {
 		b := r.Data[i<<blockShift : (i+1)<<blockShift]
 		if !r.present.has(first + i) {
 			clear(b)
-		} else if c.cfg.VerifyReads && xxhash.Sum64(b) != binary.LittleEndian.Uint64(r.Sums[8*i:]) {
+		} else if c.cfg.VerifyReads && !r.Raw && xxhash.Sum64(b) != binary.LittleEndian.Uint64(r.Sums[8*i:]) {
 			// Not torn: a region that a crash left uncertain was verified before its
 			// first read. It is rot, to be repaired from another copy (rule 22).
 			c.stats.Rot++
 			st = transport.StatusRot
 		}
+	}
+	if r.Raw {
+		sumRaw(r)
 	}
 	c.stats.Reads++
 	c.reply(r, st)
@@ -121,6 +143,11 @@ func (c *Core) endHole(r *Request) {
 		c.unpin(r.page)
 	}
 	r.Hole = true
+	if r.Op == OpSums {
+		key := r.key()
+		*r.Table = transport.SumTable{}
+		c.fillRegion(r.Table, c.al.find(&key))
+	}
 	c.stats.Holes++
 	c.reply(r, transport.StatusOK)
 }

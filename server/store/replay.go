@@ -291,7 +291,7 @@ func (p *replay) finish(isClean bool) {
 		ent := &c.al.ent[e]
 		ent.state = alDurable
 		ent.logMarks = p.regions[k].marks
-		ent.marks = ent.logMarks
+		ent.durMarks, ent.marks = ent.logMarks, ent.logMarks
 		if !isClean || c.doubts[k] != nil {
 			ent.marks |= MarkSuspect | MarkVerify
 		}

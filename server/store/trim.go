@@ -96,55 +96,6 @@ func (c *Core) finishTrim(r *Request) {
 	c.reply(r, transport.StatusOK)
 }
 
-// stepStamp gives a chunk a fresh tag and clears the marks of its region (rule
-// 4). The entry itself goes only by a later drained flush, which makes the tag
-// durable first.
-func (c *Core) stepStamp(r *Request) {
-	key := r.key()
-	slot, ok := c.slots.find(&key)
-	if !ok {
-		if e := c.al.find(&key); e != 0 {
-			c.stampEntry(r, e)
-		}
-		c.reply(r, transport.StatusOK)
-		return
-	}
-	if r.page == 0 {
-		if r.page = c.pageOf(slot); r.page == 0 {
-			c.awaitCache(r)
-			return
-		}
-		c.pin(r.page)
-	}
-	if r.stage == stageStart {
-		r.stage = stageSpace
-	}
-	if r.stage == stageSpace && !c.admitChange(r) {
-		return
-	}
-	if !c.ready(r) {
-		return
-	}
-	p := c.cache.at(r.page)
-	c.keepFolded(p)
-	in := &c.slots.info[slot]
-	in.gen, in.interval = uint64(r.Gen), r.Interval // may go back: that is the point
-	c.adopt(key, p)
-	c.stampEntry(r, r.al)
-	c.markDirty(r.page)
-	c.endChange(r, transport.StatusOK)
-}
-
-func (c *Core) stampEntry(r *Request, e uint32) {
-	ent := &c.al.ent[e]
-	ent.gen, ent.interval = uint64(r.Gen), r.Interval
-	if ent.slot == 0 {
-		ent.marks &^= MarkVerify
-	}
-	ent.marks &= MarkVerify
-	delete(c.torn, ent.key)
-}
-
 // discardSlot gives the data of a slot back to the device, then the slot to the
 // next chunk.
 func (c *Core) discardSlot(slot uint32) {

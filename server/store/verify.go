@@ -307,6 +307,9 @@ func (c *Core) failWaiter(r *Request, st transport.Status) {
 		c.endChange(r, st)
 		return
 	}
+	if r.Op == OpMark {
+		c.al.ent[r.al].inflight--
+	}
 	if r.page != 0 {
 		c.unpin(r.page)
 	}

@@ -4,6 +4,7 @@ package store
 
 import (
 	"braid/cluster"
+	"braid/cluster/rules"
 	"braid/transport"
 )
 
@@ -41,7 +42,7 @@ func (c *Core) admitVolume(r *Request) transport.Status {
 	switch {
 	case v == nil || v.dropped || r.Gen > v.gen:
 		return transport.StatusNoSession
-	case r.Gen < v.gen:
+	case r.Gen < v.gen && !c.cfg.Off.Has(rules.Fence):
 		return transport.StatusFenced
 	}
 	r.vol, r.phase = v, v.phase
@@ -60,6 +61,10 @@ func (c *Core) fence(r *Request) {
 		return
 	}
 	v.gen = r.Gen
+	if c.cfg.Off.Has(rules.Fence) {
+		c.fenceReply(v, r)
+		return
+	}
 	v.draining.push(r)
 	c.fenceDrained(v)
 }
