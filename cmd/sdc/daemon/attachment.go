@@ -28,10 +28,42 @@ const (
 	stuckAge     = time.Second // an older request counts as stuck
 )
 
+// kernelDevice is what the daemon needs of a kernel.Device.
+type kernelDevice interface {
+	Detach(force bool) (unflushed, err error)
+	Resize(size uint64) error
+	KernelSize() uint64
+	Use() error
+	Link() string
+	Reconnects() int
+}
+
+// kernelSide is the way to the kernel; tests stand in for it.
+type kernelSide struct {
+	check  func(device string) error
+	attach func(context.Context, *nbd.Port, kernel.Options) (kernelDevice, error)
+	list   func() []kernel.Connected
+}
+
+func realKernel() kernelSide {
+	return kernelSide{
+		check: kernel.Check,
+		attach: func(ctx context.Context, p *nbd.Port, o kernel.Options) (kernelDevice, error) {
+			d, err := kernel.Attach(ctx, p, o)
+			if err != nil {
+				return nil, err
+			}
+			return d, nil
+		},
+		list: kernel.List,
+	}
+}
+
 // attachment is one volume on one kernel device.
 type attachment struct {
 	log    *slog.Logger
 	host   *Host
+	kernel kernelSide
 	index  int
 	path   string
 	since  time.Time
@@ -46,7 +78,7 @@ type attachment struct {
 
 	// mu guards the fields below. volume and port are set before opened is closed.
 	mu     sync.Mutex
-	device *kernel.Device
+	device kernelDevice
 	state  State
 	reason string
 	size   uint64 // the volume's
@@ -58,7 +90,7 @@ type attachment struct {
 func (a *attachment) open(ctx context.Context, opener Opener, r AttachRequest, gone func(error)) error {
 	// First what changes nothing: --force fences another client.
 	if a.resumed == nil {
-		if err := kernel.Check(r.Device); err != nil {
+		if err := a.kernel.check(r.Device); err != nil {
 			return err
 		}
 	}
@@ -86,8 +118,8 @@ func (a *attachment) open(ctx context.Context, opener Opener, r AttachRequest, g
 			return errors.Join(err, closeErr)
 		}
 	}
-	device, err := kernel.Attach(ctx, a.port, kernel.Options{
-		Device: r.Device, Volume: a.volume.Name(), Connections: r.Connections, Timeout: r.Timeout,
+	device, err := a.kernel.attach(ctx, a.port, kernel.Options{
+		Device: a.path, Volume: a.volume.Name(), Connections: r.Connections, Timeout: r.Timeout,
 		DeadTimeout: r.DeadTimeout, ReadOnly: r.ReadOnly, Ioctl: r.Ioctl,
 		TakeOver: a.resumed != nil,
 		Report:   func(text string) { a.log.Warn(text) },
@@ -166,7 +198,7 @@ func (a *attachment) closeVolume(limit time.Duration) (unflushed, err error) {
 	return unflushed, err
 }
 
-func (a *attachment) attachedTo() *kernel.Device {
+func (a *attachment) attachedTo() kernelDevice {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.device

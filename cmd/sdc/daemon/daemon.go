@@ -39,6 +39,9 @@ type Options struct {
 	Loops  int
 	Log    *slog.Logger
 	Locked bool // memory is locked
+
+	kernel kernelSide // tests only
+	opener Opener     // tests only
 }
 
 // Daemon serves the attachments of a host.
@@ -58,12 +61,17 @@ type Daemon struct {
 	mu       sync.Mutex
 	attached map[int]*attachment
 	clusters map[string]*Cluster // by the metadata managers' addresses
-	ending   bool
-	idle     *time.Timer
+	// unresumed says why an orphan could not be gone on with.
+	unresumed map[int]error
+	ending    bool
+	idle      *time.Timer
 }
 
 // New takes the lock and opens the control socket. Run serves it.
 func New(o Options) (*Daemon, error) {
+	if o.kernel.attach == nil {
+		o.kernel = realKernel()
+	}
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the run directory: %w", err)
 	}
@@ -89,7 +97,7 @@ func New(o Options) (*Daemon, error) {
 		return nil, err
 	}
 	d := &Daemon{o: o, host: host, lock: lock, id: id, ended: make(chan struct{}),
-		attached: map[int]*attachment{}, clusters: map[string]*Cluster{}}
+		attached: map[int]*attachment{}, unresumed: map[int]error{}, clusters: map[string]*Cluster{}}
 	path := socketPath(o.Dir)
 	_ = os.Remove(path) // nobody listens on it: we hold the lock
 	if d.ln, err = net.Listen("unix", path); err == nil {
@@ -195,6 +203,9 @@ func (d *Daemon) attachments() []*attachment {
 
 // opener returns what opens a request's volume.
 func (d *Daemon) opener(r AttachRequest) (Opener, error) {
+	if d.o.opener != nil {
+		return d.o.opener, nil
+	}
 	if r.Memory > 0 {
 		return Memory{Size: r.Memory, BlockSize: r.BlockSize}, nil
 	}
@@ -227,8 +238,7 @@ func (d *Daemon) attach(ctx context.Context, r AttachRequest) (*attachment, erro
 				return a, nil
 			}
 		case <-a.ended:
-			return nil, fmt.Errorf("%s is %w: its daemon has died and it cannot be served again; "+
-				"umount it, and then sdc detach %s", path, kernel.ErrBusy, path)
+			return nil, d.explain(index, err)
 		case <-ctx.Done():
 		}
 	}
@@ -236,15 +246,27 @@ func (d *Daemon) attach(ctx context.Context, r AttachRequest) (*attachment, erro
 		return nil, err
 	}
 	if err := d.open(ctx, a, r); err != nil {
-		return nil, err
+		return nil, d.explain(index, err)
 	}
 	return a, nil
+}
+
+// explain says why a device that a dead daemon has left is busy for good.
+func (d *Daemon) explain(index int, err error) error {
+	d.mu.Lock()
+	reason := d.unresumed[index]
+	d.mu.Unlock()
+	if reason == nil || !errors.Is(err, kernel.ErrBusy) {
+		return err
+	}
+	return fmt.Errorf("%w; its daemon has died and this one cannot go on with it: %w; umount it, "+
+		"then sdc detach /dev/nbd%d", err, reason, index)
 }
 
 // place takes the place of an attachment before anything slow begins. When it is
 // taken, the error comes with who has it.
 func (d *Daemon) place(index int, path string, r AttachRequest, resumed *saved) (*attachment, error) {
-	a := &attachment{log: d.o.Log, host: d.host, index: index, path: path, since: time.Now(),
+	a := &attachment{log: d.o.Log, host: d.host, kernel: d.o.kernel, index: index, path: path, since: time.Now(),
 		ro: r.ReadOnly, state: StateAttaching, resumed: resumed,
 		opened: make(chan struct{}), ended: make(chan struct{})}
 	d.mu.Lock()
@@ -267,6 +289,11 @@ func (d *Daemon) open(ctx context.Context, a *attachment, r AttachRequest) error
 		err = a.open(ctx, opener, r, func(reason error) { d.gone(a, reason) })
 	}
 	if err != nil {
+		if a.resumed != nil {
+			d.mu.Lock()
+			d.unresumed[a.index] = err
+			d.mu.Unlock()
+		}
 		d.forget(a)
 		d.o.Log.Warn("attach failed", "device", a.path, "volume", r.Volume, "error", err)
 		return err

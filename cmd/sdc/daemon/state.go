@@ -95,7 +95,7 @@ func clientID(dir string) (id [16]byte, err error) {
 // findOrphans takes the places of the kernel devices that a daemon which died has
 // left, before anybody else can ask for them.
 func (d *Daemon) findOrphans() {
-	for _, c := range kernel.List() {
+	for _, c := range d.o.kernel.list() {
 		s, err := load(d.o.Dir, c.Index)
 		if err == nil && s == nil {
 			err = errors.New("its state is not in " + d.o.Dir)
@@ -105,6 +105,7 @@ func (d *Daemon) findOrphans() {
 			a, err = d.place(c.Index, c.Path, s.Attach, s)
 		}
 		if err != nil {
+			d.unresumed[c.Index] = err
 			d.o.Log.Warn("a device whose daemon has died is left alone; sdc detach removes it",
 				"device", c.Path, "volume", c.Volume, "reason", err)
 			continue
