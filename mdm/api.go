@@ -51,7 +51,9 @@ func (a *api) change(ctx context.Context,
 	if err != nil {
 		return err
 	}
-	err = l.change(decided(ctx), func(st *state.State, now time.Time) (*state.Tx, error) { return plan(st, l, now) })
+	err = l.change(decided(ctx), func(st *state.State, now time.Time) (*state.Tx, error) {
+		return plan(st, l, now)
+	})
 	return a.coded(ctx, err)
 }
 

@@ -17,7 +17,10 @@ import (
 // with different ideas of who leads do not pass it back and forth.
 const forwardedKey = "braid-forwarded"
 
-const forwardTimeout = time.Second
+const (
+	forwardTimeout = time.Second
+	settleTimeout  = 2 * time.Second
+)
 
 // peers asks the leader what only its memory holds.
 type peers struct {
@@ -48,6 +51,23 @@ func (p *peers) client(addr string) pbconnect.MdmClient {
 
 func (p *peers) close() { p.pool.CloseIdleConnections() }
 
+// settle returns who leads, if that is another member. In the moment after a
+// start, or between two leaders, it waits a little: an answer that says that
+// nobody leads alarms people.
+func (m *Member) settle(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	for m.leads() == nil {
+		if addr := m.leaderAddr(ctx); addr != "" {
+			return addr
+		}
+		if !wait(ctx, rewatchAfter) {
+			break
+		}
+	}
+	return ""
+}
+
 // askLeader passes a question on to the leader. nil: this member leads, or the
 // leader does not answer, and the member has to say what it knows itself.
 func askLeader[Req, Resp any](ctx context.Context, m *Member, req *connect.Request[Req],
@@ -56,12 +76,12 @@ func askLeader[Req, Resp any](ctx context.Context, m *Member, req *connect.Reque
 	if m.leads() != nil || req.Header().Get(forwardedKey) != "" {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)
-	defer cancel()
-	addr := m.leaderAddr(ctx)
+	addr := m.settle(ctx)
 	if addr == "" {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)
+	defer cancel()
 	passed := connect.NewRequest(req.Msg)
 	passed.Header().Set(forwardedKey, m.config.Name)
 	resp, err := rpc(m.peers.client(addr), ctx, passed)
