@@ -98,7 +98,8 @@ func TestTrimOfNothing(t *testing.T) {
 	g.flush(1, 1, 1)
 	writes, flushes := g.disk.Writes, g.disk.Flushes
 	g.must(&Request{Op: OpTrim, Volume: 1, Gen: 1, Interval: 2, Chunk: 9, Length: 1 << 20})
-	g.must(&Request{Op: OpTrim, Volume: 1, Gen: 1, Interval: 2, Chunk: 0, Offset: 4096, Length: 1<<20 - 4096, FUA: true})
+	g.must(&Request{Op: OpTrim, Volume: 1, Gen: 1, Interval: 2, Chunk: 0, Offset: 4096,
+		Length: 1<<20 - 4096, FUA: true})
 	g.flush(1, 1, 2)
 	if g.disk.Writes != writes || g.disk.Flushes != flushes {
 		t.Fatalf("%d writes, %d flushes", g.disk.Writes-writes, g.disk.Flushes-flushes)
@@ -109,7 +110,8 @@ func TestTrimOfNothing(t *testing.T) {
 func TestZero(t *testing.T) {
 	g := newRig(t, testSize, Config{})
 	g.fence(1, 1)
-	g.must(&Request{Op: OpZero, NoHole: true, Volume: 1, Gen: 1, Interval: 1, Chunk: 4, Offset: 8192, Length: 4096})
+	g.must(&Request{Op: OpZero, NoHole: true, Volume: 1, Gen: 1, Interval: 1, Chunk: 4, Offset: 8192,
+		Length: 4096})
 	r := g.must(readReq(1, 1, 4, 8192, 4096))
 	if r.Hole || string(r.Data) != string(make([]byte, 4096)) {
 		t.Fatal("want allocated zeroes")

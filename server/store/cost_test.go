@@ -98,7 +98,8 @@ func TestAllocations(t *testing.T) {
 func (n *nullRig) counters() string {
 	s := n.core.Stats()
 	w := float64(max(s.Writes, 1))
-	return fmt.Sprintf("per write: %.4f device flushes, %.4f log pages, %.4f chunk pages, %.4f header pages, %.4f page reads (%d writes, AL %d/%d, pressure %d)",
+	return fmt.Sprintf("per write: %.4f device flushes, %.4f log pages, %.4f chunk pages, "+
+		"%.4f header pages, %.4f page reads (%d writes, AL %d/%d, pressure %d)",
 		float64(s.DeviceFlushes)/w, float64(s.LogPages)/w, float64(s.FoldPages)/w,
 		float64(s.HeaderPages)/w, float64(s.PageReads)/w, s.Writes, s.AL, s.ALSlots, n.core.Pressure())
 }

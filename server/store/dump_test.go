@@ -27,8 +27,8 @@ func dumpLog(g *rig, key chunkKey) string {
 		h := r.group(q)
 		_ = r.records(h, func(x *record) error {
 			if x.key == key || x.kind == recDoubt {
-				fmt.Fprintf(&b, "group %d+%d start %d: kind %d flags %d slot %d tag %d,%d bits %x mask %x doubt %d\n", q, h.count, h.start,
-					x.kind, x.flags, x.slot, x.gen, x.interval, x.bits, x.mask, x.seq)
+				fmt.Fprintf(&b, "group %d+%d start %d: %v flags %d slot %d tag %d,%d bits %x mask %x doubt %d\n",
+					q, h.count, h.start, x.kind, x.flags, x.slot, x.gen, x.interval, x.bits, x.mask, x.seq)
 			}
 			return nil
 		})

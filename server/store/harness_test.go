@@ -156,7 +156,8 @@ func sumsOf(b []byte) []byte {
 	return s
 }
 
-func writeReq(v cluster.VolumeID, gen cluster.Generation, interval, chunk uint64, off, n uint32, version uint64) *Request {
+func writeReq(v cluster.VolumeID, gen cluster.Generation, interval, chunk uint64, off, n uint32,
+	version uint64) *Request {
 	b := alignedBytes(int(n))
 	pattern(b, version)
 	return &Request{Op: OpWrite, Volume: v, Gen: gen, Interval: interval, Chunk: chunk, Offset: off,

@@ -28,7 +28,8 @@ func TestCheck(t *testing.T) {
 		t.Fatalf("check after a crash: %+v, %v", r, err)
 	}
 	rep, err := Inspect(g.disk)
-	if err != nil || rep.Problem != "" || rep.ChunksUsed != 5 || len(rep.Volumes) != 1 || rep.Volumes[0].Generation != 3 {
+	if err != nil || rep.Problem != "" || rep.ChunksUsed != 5 || len(rep.Volumes) != 1 ||
+		rep.Volumes[0].Generation != 3 {
 		t.Fatalf("inspect: %+v, %v", rep, err)
 	}
 	var b strings.Builder

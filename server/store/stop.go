@@ -33,12 +33,11 @@ func (c *Core) pumpStop() bool {
 	s := &c.stop
 	switch s.stage {
 	case stopDrain:
+		c.idle = false
 		if c.active > 1 || c.verify.stage != verifyIdle || c.fold.stage != foldIdle ||
-			c.commit.stage != commitIdle || len(c.discards.free) < maxDiscards || c.slots.freeing > 0 && c.dirty.head == 0 {
-			c.idle = false
+			c.commit.stage != commitIdle || len(c.discards.free) < maxDiscards {
 			return false
 		}
-		c.idle = false
 		c.retire(cap(c.al.removed))
 		for key := range c.torn {
 			if e := c.al.find(&key); e != 0 {
