@@ -269,7 +269,8 @@ func TestBlockStatus(t *testing.T) {
 	status := func(flags uint16, off uint64, length uint32) []uint32 {
 		t.Helper()
 		c := p.chunks(p.request(cmdBlockStatus, flags, off, length, nil))
-		if len(c) != 1 || c[0].kind != chunkBlockStatus || binary.BigEndian.Uint32(c[0].payload) != contextAllocationID {
+		if len(c) != 1 || c[0].kind != chunkBlockStatus ||
+			binary.BigEndian.Uint32(c[0].payload) != contextAllocationID {
 			t.Fatalf("chunks %+v", c)
 		}
 		var out []uint32

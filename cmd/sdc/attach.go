@@ -69,7 +69,8 @@ attach needs root, and the kernel's nbd module, which it loads.`,
 	}
 	fs := cmd.Flags()
 	fs.StringVar(&r.Volume, "volume", "", "the volume (default: the cluster's only one)")
-	fs.IntVar(&r.Connections, "connections", kernel.DefaultConnections, "sockets to the kernel; each is a hardware queue")
+	fs.IntVar(&r.Connections, "connections", kernel.DefaultConnections,
+		"sockets to the kernel; each is a hardware queue")
 	fs.DurationVar(&r.Timeout, "timeout", kernel.DefaultTimeout, "after which the kernel sends a request again")
 	fs.DurationVar(&r.DeadTimeout, "dead-timeout", kernel.DefaultDeadTimeout,
 		"how long requests wait for a new daemon when this one has died")
