@@ -22,7 +22,7 @@ fails "" sdc attach /dev/nbd0 --volume home
 
 mkfs.ext4 -q /dev/nbd0
 mount /dev/nbd0 mnt
-fio_verify mnt/file --numjobs=1
+fio_verify mnt/file --size=8M
 head -c 20000000 /dev/urandom >mnt/random
 sum=$(md5sum <mnt/random)
 

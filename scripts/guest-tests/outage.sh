@@ -13,12 +13,19 @@ pause=13
 cluster_up --sds 3 --size 512M
 scli volume create vol --size 256M --replicas 2
 sdc attach /dev/nbd0 --volume vol --timeout 5s
+# written N: have N more writes reached the device since the last call that succeeded?
+before=0
+written() {
+	local now
+	now=$(awk '{ print $5 }' /sys/block/nbd0/stat)
+	[ "$now" -ge $((before + $1)) ] && before=$now
+}
+
 fio --name=outage --filename=/dev/nbd0 --rw=randrw --bs=4k-16k --ioengine=libaio --iodepth=4 \
 	--direct=1 --size=64M --time_based --runtime=$((pause + 12)) --verify=crc32c \
 	--verify_fatal=1 --eta=never --output=fio.out &
 fio=$!
-within 20 test -s /proc/$fio/io
-sleep 3
+within 20 written 100
 for i in 1 2 3; do cluster kill sds$i --signal STOP; done
 say "all servers stand still for $pause s"
 sleep $pause
@@ -34,7 +41,7 @@ fio --name=restart --filename=/dev/nbd0 --rw=randrw --bs=4k-16k --ioengine=libai
 	--direct=1 --size=64M --time_based --runtime=$((pause + 12)) --verify=crc32c \
 	--verify_fatal=1 --eta=never --output=fio.out &
 fio=$!
-sleep 3
+within 20 written 100
 for i in 1 2 3; do cluster kill sds$i --signal TERM; done
 say "all servers have ended"
 sleep $pause
