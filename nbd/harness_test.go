@@ -26,7 +26,7 @@ const patience = 20 * time.Second
 
 // rig is a server over memory devices, with a socket.
 type rig struct {
-	t      *testing.T
+	t      testing.TB
 	loop   *loop.Loop
 	pool   *buf.Pool
 	arena  *Arena
@@ -48,7 +48,7 @@ type rigOptions struct {
 
 const testSize = 64 << 20
 
-func newRig(t *testing.T, o rigOptions) *rig {
+func newRig(t testing.TB, o rigOptions) *rig {
 	t.Helper()
 	if o.device.Size == 0 {
 		o.device.Size = testSize
@@ -159,7 +159,7 @@ func (r *rig) atRest() {
 
 // peer is a client that speaks the bytes of the protocol.
 type peer struct {
-	t    *testing.T
+	t    testing.TB
 	conn net.Conn
 	next uint64 // cookie
 }
