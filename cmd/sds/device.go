@@ -3,9 +3,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"braid/server"
 	"braid/server/disk"
@@ -36,11 +38,13 @@ func openStore(path string, readOnly bool) (disk.Backing, store.Identity, error)
 // openDisks opens what can be opened. A device that cannot is logged and left
 // out, so that one dead disk does not keep a server from starting; with none
 // left that is an error.
-func openDisks(paths []string, log *slog.Logger) ([]server.Disk, error) {
+func openDisks(ctx context.Context, paths []string, log *slog.Logger) ([]server.Disk, error) {
+	ctx, cancel := context.WithTimeout(ctx, releaseWait)
+	defer cancel()
 	var disks []server.Disk
 	var errs []error
 	for _, path := range paths {
-		b, _, err := openStore(path, false)
+		b, err := openReleased(ctx, path, log)
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -54,6 +58,31 @@ func openDisks(paths []string, log *slog.Logger) ([]server.Disk, error) {
 		log.Error("device left out; the others are served", "error", err)
 	}
 	return disks, nil
+}
+
+// releaseWait bounds how long a start waits for devices that are in use. The
+// kernel lets go of the devices of a killed process only when its io_uring has
+// been torn down, which is some time after the process is gone.
+const releaseWait = 5 * time.Second
+
+// openReleased opens a store, and waits if something still holds the device.
+func openReleased(ctx context.Context, path string, log *slog.Logger) (disk.Backing, error) {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for told := false; ; told = true {
+		b, _, err := openStore(path, false)
+		if !errors.Is(err, disk.ErrInUse) {
+			return b, err
+		}
+		if !told {
+			log.Info("device is in use; waiting for its release", "device", path, "for", releaseWait)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-tick.C:
+		}
+	}
 }
 
 func closeDisks(disks []server.Disk) error {

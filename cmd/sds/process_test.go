@@ -21,6 +21,7 @@ import (
 	"braid/mdm"
 	"braid/mdm/client"
 	"braid/mdm/pb"
+	"braid/server/disk"
 	"braid/transport"
 	"braid/transport/loop"
 )
@@ -36,6 +37,14 @@ type process struct {
 
 // serve starts sds and waits until it has joined, and serves, its device.
 func serve(t *testing.T, mdmAddr, path string, more ...string) *process {
+	t.Helper()
+	p := start(t, mdmAddr, path, more...)
+	p.await(t, "map learned; serving")
+	return p
+}
+
+// start starts sds and does not wait.
+func start(t *testing.T, mdmAddr, path string, more ...string) *process {
 	t.Helper()
 	args := append([]string{"serve", "--mdm", mdmAddr, "--listen", "127.0.0.1:0", "--name", "sds1",
 		"--lock-memory", "auto", "--device", path}, more...)
@@ -53,7 +62,6 @@ func serve(t *testing.T, mdmAddr, path string, more ...string) *process {
 		_ = p.cmd.Process.Kill() // ended already, unless the test failed
 		p.wait(t)
 	})
-	p.await(t, "map learned; serving")
 	return p
 }
 
@@ -206,6 +214,35 @@ func (c *volumeClient) read(chunk uint64, n int) []byte {
 // Goal: the whole program with a real metadata manager: what was flushed before
 // a kill -9 is there after the restart; SIGTERM ends it with 0 and a clean
 // device; engines both.
+// Goal: a start right after a kill -9 waits for the device, which the kernel
+// releases later than it ends the process. Method: hold the device until sds says
+// that it waits.
+func TestServeWaitsForTheRelease(t *testing.T) {
+	path := formatted(t)
+	member, err := mdm.Start(t.Context(), mdm.Config{DataDir: t.TempDir(), Listen: "127.0.0.1:0",
+		Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer member.Close()
+	holder, err := disk.Open(path, disk.Options{Force: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, member.Addr(), path)
+	p.await(t, "waiting for its release")
+	if err := holder.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p.await(t, "map learned; serving")
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.wait(t); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestServeKillAndStop(t *testing.T) {
 	for _, engine := range []string{"auto", "pool"} {
 		t.Run(engine, func(t *testing.T) {

@@ -136,7 +136,7 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	defer signal.Stop(signals)
 
-	disks, err := openDisks(f.devices, log)
+	disks, err := openDisks(cmd.Context(), f.devices, log)
 	if err != nil {
 		return err
 	}
