@@ -211,9 +211,6 @@ func (c *volumeClient) read(chunk uint64, n int) []byte {
 	return c.data
 }
 
-// Goal: the whole program with a real metadata manager: what was flushed before
-// a kill -9 is there after the restart; SIGTERM ends it with 0 and a clean
-// device; engines both.
 // Goal: a start right after a kill -9 waits for the device, which the kernel
 // releases later than it ends the process. Method: hold the device until sds says
 // that it waits.
@@ -243,6 +240,9 @@ func TestServeWaitsForTheRelease(t *testing.T) {
 	}
 }
 
+// Goal: the whole program with a real metadata manager: what was flushed before
+// a kill -9 is there after the restart; SIGTERM ends it with 0 and a clean
+// device; engines both.
 func TestServeKillAndStop(t *testing.T) {
 	for _, engine := range []string{"auto", "pool"} {
 		t.Run(engine, func(t *testing.T) {

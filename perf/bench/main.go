@@ -65,7 +65,8 @@ func bench(ctx context.Context, o options) (err error) {
 	b := &backing{Kind: o.backing, Dir: dir, Size: o.sizeMiB << 20}
 	defer b.close()
 	goNBD := filepath.Join(root, "bin", "gonbd")
-	if out, err := exec.CommandContext(ctx, "go", "build", "-o", goNBD, "./perf/peers/gonbd").CombinedOutput(); err != nil {
+	build := exec.CommandContext(ctx, "go", "build", "-o", goNBD, "./perf/peers/gonbd")
+	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the go-nbd peer: %w\n%s", err, out)
 	}
 

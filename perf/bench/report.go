@@ -95,7 +95,8 @@ func (r *result) markdown(w io.Writer) {
 	}
 	for _, l := range r.Loads {
 		fmt.Fprintf(w, "\n## %s\n\n", l.Name)
-		fmt.Fprintln(w, "| system | IOPS (min-max) | MiB/s | mean µs | p50 | p99 | p99.9 | CPU µs per I/O, its processes | of which | machine |")
+		fmt.Fprintln(w, "| system | IOPS (min-max) | MiB/s | mean µs | p50 | p99 | p99.9 "+
+			"| CPU µs per I/O, its processes | of which | machine |")
 		fmt.Fprintln(w, "|---|---:|---:|---:|---:|---:|---:|---:|---|---:|")
 		for _, name := range r.Systems {
 			iops := r.of(name, l.Name, func(s sample) float64 { return s.IOPS })
