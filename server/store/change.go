@@ -98,7 +98,7 @@ func (c *Core) tryAdmit(r *Request) admission {
 	if e == 0 {
 		e = c.al.find(&key)
 	}
-	if e == 0 && len(c.al.free) == 0 {
+	if e == 0 && !c.hasEntry() {
 		// The client's drained flush frees slots; it must not wait for this request.
 		return c.refuse(r, transport.StatusRetry)
 	}

@@ -206,6 +206,12 @@ func (c *Core) retire(limit int) (removed int) {
 	return removed
 }
 
+// hasEntry reports whether a region can enter the activity log, after retiring
+// what may go.
+func (c *Core) hasEntry() bool {
+	return len(c.al.free) > 0 || c.retire(c.al.slots/8+1) > 0
+}
+
 func (c *Core) retireable(e uint32) bool {
 	ent := &c.al.ent[e]
 	if ent.state != alDurable || ent.inflight != 0 || ent.isQueued || ent.freeing != 0 ||
@@ -243,6 +249,11 @@ func (c *Core) finishFlush(r *Request) {
 				d.Gen, d.Interval = r.Gen, r.Interval
 			} else if r.Gen == d.Gen {
 				d.Interval = max(d.Interval, r.Interval)
+			}
+			// What the flush has licensed goes at once if the log is filling, so that the
+			// reply already tells the lower pressure.
+			if excess := c.al.count - c.al.slots/2; excess > 0 {
+				c.retire(excess + c.al.slots/8)
 			}
 		}
 	}

@@ -57,7 +57,7 @@ func (c *Core) stepMark(r *Request) {
 	if r.stage == stageStart {
 		e := c.al.find(&key)
 		if e == 0 {
-			if len(c.al.free) == 0 {
+			if !c.hasEntry() {
 				c.reply(r, transport.StatusRetry)
 				return
 			}
