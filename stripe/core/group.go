@@ -4,6 +4,8 @@ package core
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 
 	"braid/cluster"
 	"braid/transport"
@@ -70,8 +72,8 @@ func (c *Core) SetMap(now int64, m *cluster.Map, local func(*cluster.Device) boo
 				"in-sync replicas", m.Version, i, set.Number, MaxCopies)
 		}
 	}
-	for id, dev := range m.Devices {
-		d := &c.devs[c.device(id)]
+	for _, id := range slices.Sorted(maps.Keys(m.Devices)) { // the same map, the same run
+		dev, d := m.Devices[id], &c.devs[c.device(id)]
 		d.server, d.addr = dev.Server, dev.Addr
 		d.local = local != nil && local(dev)
 	}
