@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sim
+
+// Faults says how often things go wrong: weights of what the next fault is. A
+// fault comes about every Every of virtual time.
+type Faults struct {
+	Every      int64
+	Kill       int // a server's process dies
+	Power      int // a server loses power
+	AllPower   int // all of them at once
+	Stop       int // a clean stop
+	Cut        int // a connection dies
+	Clog       int // one direction of a connection hangs
+	Partition  int // a client and a server cannot reach each other for a while
+	Stall      int // a disk does nothing for 2 to 30 s
+	WriteError int
+	FlushError int
+	MdmDown    int
+	MdmCut     int // one client or server cannot reach the manager for a while
+	Client     int // a client dies
+	Zombie     int // a client is cut off from the manager until its lease is over
+
+	LostRPC    int  // percent of requests and of answers
+	SoleErrors bool // requests may fail where there is one copy
+	Full       bool // devices may be too small
+}
+
+// plan is what is going on.
+type plan struct {
+	conns int
+	cuts  []cutPair
+}
+
+type cutPair struct {
+	c     *Client
+	n     *Node
+	until int64
+}
+
+func (w *World) isCut(c *Client, n *Node) bool {
+	for _, p := range w.plan.cuts {
+		if p.c == c && p.n == n && p.until > w.now {
+			return true
+		}
+	}
+	return false
+}
+
+// disturb plans the next fault.
+func (w *World) disturb() {
+	if w.cfg.Faults.Every == 0 {
+		return
+	}
+	w.after(w.between(0, 3*w.cfg.Faults.Every), evFault, 0, func() {
+		if w.healing {
+			return
+		}
+		w.fault()
+		w.disturb()
+	})
+}
+
+type choice struct {
+	weight int
+	do     func()
+}
+
+func (w *World) fault() {
+	f := &w.cfg.Faults
+	n := w.nodes[w.rng.IntN(len(w.nodes))]
+	choices := []choice{
+		{f.Kill, func() { w.crash(n, false) }},
+		{f.Power, func() { w.crash(n, true) }},
+		{f.AllPower, w.allPower},
+		{f.Stop, func() { w.stopNode(n) }},
+		{f.Cut, w.cutOne},
+		{f.Clog, w.clogOne},
+		{f.Partition, func() { w.partition(n) }},
+		{f.Stall, func() { w.stall(n) }},
+		{f.WriteError, func() { n.disk.failNext.write = true }},
+		{f.FlushError, func() { n.disk.failNext.flush = true }},
+		{f.MdmDown, w.mdmDown},
+		{f.MdmCut, w.mdmCut},
+		{f.Client, w.clientDies},
+		{f.Zombie, w.zombie},
+	}
+	total := 0
+	for _, c := range choices {
+		total += c.weight
+	}
+	if total == 0 {
+		return
+	}
+	at := w.rng.IntN(total)
+	for _, c := range choices {
+		if at -= c.weight; at < 0 {
+			c.do()
+			return
+		}
+	}
+}
+
+// crash ends a server's process and starts it again some time later.
+func (w *World) crash(n *Node, power bool) {
+	if n.state == nodeDown {
+		return
+	}
+	n.kill(power)
+	if power {
+		w.mark("power loss")
+	} else {
+		w.mark("process death")
+	}
+	w.restart(n)
+}
+
+// restart starts a node after a while: soon, or after its lease.
+func (w *World) restart(n *Node) {
+	life := n.life
+	delay := w.between(5*ms, s1)
+	if w.rng.IntN(4) == 0 {
+		delay = w.between(s1, 15*s1)
+	}
+	w.after(delay, evNode, n.id, func() {
+		if n.life == life {
+			n.start()
+		}
+	})
+}
+
+func (w *World) allPower() {
+	w.mark("all lose power")
+	for _, n := range w.nodes {
+		w.crash(n, true)
+	}
+}
+
+func (w *World) stopNode(n *Node) {
+	if n.state != nodeUp || n.clean {
+		return
+	}
+	n.stop()
+	w.after(w.between(50*ms, 2*s1), evNode, n.id, func() { // the next start, once it has stopped
+		if n.state == nodeDown {
+			n.start()
+		} else if n.clean {
+			w.crash(n, false)
+		}
+	})
+}
+
+// someConn picks a live connection.
+func (w *World) someConn() *Conn {
+	var all []*Conn
+	for _, n := range w.nodes {
+		for _, s := range n.conns {
+			if !s.c.dying {
+				all = append(all, s.c)
+			}
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return all[w.rng.IntN(len(all))]
+}
+
+func (w *World) cutOne() {
+	if c := w.someConn(); c != nil {
+		w.mark("connection cut")
+		w.logf("connection %d is cut", c.id)
+		c.cut()
+	}
+}
+
+// clogOne holds one direction up. A peer that is silent for too long is given
+// up by the other side.
+func (w *World) clogOne() {
+	c := w.someConn()
+	if c == nil {
+		return
+	}
+	from := w.rng.IntN(2)
+	long := w.between(100*ms, 2*silence)
+	c.clog[from] = w.now + long
+	w.logf("connection %d is clogged from side %d for %d ms", c.id, from, long/ms)
+	w.mark("one direction clogged")
+	if long > silence {
+		w.after(silence, evNet, c.id, func() { c.close(1 - from) })
+	}
+}
+
+func (w *World) partition(n *Node) {
+	c := w.someClient()
+	if c == nil {
+		return
+	}
+	w.mark("client and server apart")
+	long := w.between(100*ms, 10*s1)
+	w.logf("%s and %s are apart for %d ms", c, n.name, long/ms)
+	w.plan.cuts = append(w.plan.cuts, cutPair{c, n, w.now + long})
+	for _, s := range n.conns {
+		if s.c.client == c {
+			s.c.cut()
+		}
+	}
+}
+
+func (w *World) someClient() *Client {
+	var all []*Client
+	for _, c := range w.clients {
+		if !c.dead && c.core != nil {
+			all = append(all, c)
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return all[w.rng.IntN(len(all))]
+}
+
+func (w *World) stall(n *Node) {
+	w.mark("disk stalls")
+	n.disk.stalled = w.now + w.between(2*s1, 30*s1)
+	w.logf("disk %s stalls for %d ms", n.name, (n.disk.stalled-w.now)/ms)
+}
+
+func (w *World) mdmDown() {
+	if !w.mdm.up {
+		return
+	}
+	w.mark("manager away")
+	w.mdm.up = false
+	w.logf("the manager is away")
+	w.after(w.between(100*ms, 12*s1), evFault, 0, func() { w.mdm.up = true })
+}
+
+func (w *World) mdmCut() {
+	long := w.between(100*ms, 12*s1)
+	if w.rng.IntN(2) == 0 {
+		n := w.nodes[w.rng.IntN(len(w.nodes))]
+		n.cutOff = true
+		w.mark("server cut off from the manager")
+		w.after(long, evFault, n.id, func() { n.cutOff = false })
+		return
+	}
+	if c := w.someClient(); c != nil {
+		c.cutOff = true
+		w.mark("client cut off from the manager")
+		w.after(long, evFault, c.who(), func() { c.cutOff = false })
+	}
+}
+
+func (w *World) clientDies() {
+	if c := w.someClient(); c != nil && c.vol.client == c {
+		w.mark("client died")
+		c.vol.abandon(c)
+	}
+}
+
+// zombie cuts a client off from the manager, while another takes its volume.
+func (w *World) zombie() {
+	c := w.someClient()
+	if c == nil || c.vol.client != c {
+		return
+	}
+	w.mark("zombie client")
+	c.cutOff = true
+	c.vol.takeOver(c)
+	w.after(w.between(s1, 20*s1), evFault, c.who(), func() { c.cutOff = false })
+}
+
+// heal ends all faults.
+func (w *World) heal() {
+	w.healing = true
+	w.logf("faults are over")
+	w.plan.cuts = nil
+	w.mdm.up = true
+	for _, n := range w.nodes {
+		n.cutOff = false
+		n.disk.stalled, n.disk.failRead, n.disk.failNext = 0, nil, diskFault{}
+		for _, s := range n.conns {
+			s.c.clog = [2]int64{}
+		}
+		if n.state == nodeFailed {
+			n.kill(false)
+		}
+		if n.state == nodeDown {
+			n.start()
+		}
+	}
+	for _, c := range w.clients {
+		c.cutOff = false
+	}
+}

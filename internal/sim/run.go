@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sim
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"braid/cluster"
+	"braid/server/store"
+	"braid/transport/bio"
+)
+
+// Report is the outcome of a run.
+type Report struct {
+	Seed    uint64
+	Err     error
+	Hash    uint64
+	Events  uint64
+	Virtual time.Duration
+	Done    int // requests of guests
+	Marks   map[string]int
+	Trace   string
+}
+
+// diskSize is enough for the metadata and a few chunks more than the volumes
+// could store.
+func (c *Config) diskSize() int64 {
+	return 4<<20 + int64(c.Volumes*c.Chunks+4)*cluster.ChunkSize
+}
+
+// New builds a world: servers, volumes, a client attached to each.
+func New(cfg Config) *World {
+	w := &World{cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 0xB4A1D)), marks: map[string]int{}}
+	w.mdm = newMdm(w)
+	w.mdm.commit(w.mdm.st.Found(clusterID, w.mdm.time()))
+	for i := range cfg.Servers {
+		n := newNode(w, i, cfg.diskSize())
+		n.cfg = store.Config{ALSlots: 4 + w.rng.IntN(8), PageCache: 128, VerifyReads: w.rng.IntN(2) == 0,
+			Discard: w.rng.IntN(2) == 0}
+		n.disk.through = w.rng.IntN(8) == 0
+		w.nodes = append(w.nodes, n)
+		n.start()
+	}
+	for i := range cfg.Volumes {
+		w.volumes = append(w.volumes, newVolume(w, i))
+	}
+	w.mdm.tick()
+	return w
+}
+
+// begin creates the volumes as soon as all servers are up.
+func (w *World) begin() bool {
+	w.healing = true
+	for w.err == nil {
+		ready := true
+		for _, n := range w.nodes {
+			ready = ready && n.dev != 0
+		}
+		if ready {
+			break
+		}
+		if !w.step() {
+			return false
+		}
+	}
+	w.mdm.makeVolumes()
+	for _, v := range w.volumes {
+		v.attach()
+	}
+	w.healing = false
+	w.disturb()
+	return w.err == nil
+}
+
+// Run runs a world to its end.
+func Run(cfg Config) *Report {
+	w := New(cfg)
+	w.begin()
+	end := w.now + int64(cfg.Duration)
+	for w.now < end && w.step() {
+	}
+	if w.err == nil {
+		w.settle()
+	}
+	r := &Report{Seed: cfg.Seed, Err: w.err, Hash: w.hash, Events: w.events,
+		Virtual: time.Duration(w.now), Marks: w.marks, Trace: w.Trace()}
+	for _, v := range w.volumes {
+		r.Done += v.guest.done
+	}
+	return r
+}
+
+// patience bounds how long a healed world may take to come to rest.
+const patience = 180 * s1
+
+// settle ends all faults and holds the world to what must follow: every request
+// completes, and the copies are equal.
+func (w *World) settle() {
+	w.heal()
+	for _, v := range w.volumes {
+		v.guest.quiet = true
+	}
+	if !w.await(w.rested) {
+		return
+	}
+	for _, v := range w.volumes {
+		if v.serving() {
+			v.guest.submit(&request{r: bio.Request{Op: bio.Flush}})
+		}
+	}
+	if w.await(w.rested) {
+		w.identical()
+	}
+}
+
+// await runs until the world is as it should be, and fails when it never is.
+func (w *World) await(done func() bool) bool {
+	end := w.now + patience
+	for !done() && w.now < end {
+		if !w.step() {
+			break
+		}
+	}
+	if w.err == nil && !done() {
+		w.failf("the world does not come to rest within %d s of healing (liveness): %s", patience/s1, w.unrest())
+	}
+	return w.err == nil
+}
+
+// rested reports whether nothing is left to happen.
+func (w *World) rested() bool { return w.unrest() == "" }
+
+func (w *World) unrest() string {
+	for _, n := range w.nodes {
+		if n.state != nodeUp {
+			return n.name + " is not up"
+		}
+	}
+	for _, v := range w.volumes {
+		if v.over {
+			continue
+		}
+		if n := len(v.guest.live); n > 0 {
+			q := v.guest.live[0]
+			why := ""
+			if v.client != nil && v.client.core != nil {
+				why = fmt.Sprint(v.client.core.Waiting(v.client.clock(), 0))
+			}
+			return fmt.Sprintf("%s has %d requests, the oldest %s [%d+%d) since %d ms; %s", v.name, n, q.r.Op,
+				q.first, q.count, q.since/ms, why)
+		}
+		if !v.serving() {
+			return v.name + " is not attached"
+		}
+	}
+	return ""
+}
+
+// identical compares the copies of every volume, byte by byte, as they are after
+// a restart.
+func (w *World) identical() {
+	readers := map[cluster.DeviceID]*reader{}
+	for _, v := range w.volumes {
+		if !v.serving() {
+			continue
+		}
+		for chunk := range v.size / cluster.ChunkSize {
+			w.equalCopies(v, chunk, readers)
+		}
+	}
+}
+
+func (w *World) equalCopies(v *Volume, chunk uint64, readers map[cluster.DeviceID]*reader) {
+	var first *reader
+	var name string
+	for _, id := range w.pgOf(v, chunk).InSync {
+		n, r := w.nodeOf(id), readers[id]
+		if r == nil {
+			r = w.crashed(n)
+			readers[id] = r
+		}
+		if first == nil {
+			first, name = r, n.name
+			continue
+		}
+		for b := range uint64(cluster.BlocksPerChunk) {
+			if v.oracle.blocks[v.block(chunk, b)].end() == 1 {
+				continue
+			}
+			x, xe := first.read(v, chunk, b)
+			y, ye := r.read(v, chunk, b)
+			if xe != "" || ye != "" || x != y {
+				w.failf("after healing %s chunk %d block %d is %x %s on %s and %x %s on %s", v.name, chunk, b,
+					x, xe, name, y, ye, n.name)
+				return
+			}
+		}
+	}
+}
+
+// block is the opposite of locate.
+func (v *Volume) block(chunk, b uint64) uint64 {
+	unit, width := uint64(v.unit)/block, uint64(v.width)
+	row, column := chunk/width, chunk%width
+	stripe := b/unit*width + column
+	return row*width*cluster.BlocksPerChunk + stripe*unit + b%unit
+}
