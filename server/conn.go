@@ -6,6 +6,7 @@ import (
 	"errors"
 
 	"braid/cluster"
+	"braid/server/gate"
 	"braid/server/store"
 	"braid/transport"
 )
@@ -17,6 +18,7 @@ var errProtocol = errors.New("server: the peer sent a frame that makes no sense 
 // lives on its device's loop.
 type conn struct {
 	dev      *device
+	id       gate.ConnID
 	tc       *transport.Conn
 	client   [16]byte
 	incoming *slot // being received
@@ -30,6 +32,9 @@ type conn struct {
 // one replaces its predecessor and no other.
 func (c *conn) link() uint8 { return c.tc.Remote.Flags & linkMask }
 
+// isPeer reports whether another server resyncs from here.
+func (c *conn) isPeer() bool { return c.tc.Remote.Role == transport.Peer }
+
 // Opened is the first call for a connection.
 func (c *conn) Opened(tc *transport.Conn) {
 	c.tc = tc
@@ -42,6 +47,9 @@ func (c *conn) Opened(tc *transport.Conn) {
 func (c *conn) Incoming(tc *transport.Conn, h *transport.Header) ([][]byte, bool) {
 	d := c.dev
 	if h.Flags&transport.FlagReply != 0 {
+		if h.Payload == 0 && (h.Op == transport.OpLock || h.Op == transport.OpUnlock) {
+			return nil, true
+		}
 		tc.Close(errProtocol)
 		return nil, false
 	}
@@ -57,8 +65,8 @@ func (c *conn) Incoming(tc *transport.Conn, h *transport.Header) ([][]byte, bool
 	s.conn, s.state, s.since = c, slotReceiving, d.loop.Now()
 	payload := int(h.Payload)
 	need := payload
-	if h.Op == transport.OpRead && payload == 0 && h.Length <= cluster.ChunkSize {
-		need = int(h.Length)
+	if payload == 0 {
+		need = replyRoom(h)
 	}
 	switch {
 	case need == 0:
@@ -81,18 +89,40 @@ func (c *conn) Incoming(tc *transport.Conn, h *transport.Header) ([][]byte, bool
 	return s.views[:], true
 }
 
+// replyRoom is how many bytes the answer to a request without payload may need.
+func replyRoom(h *transport.Header) int {
+	switch h.Op {
+	case transport.OpRead, transport.OpCopy:
+		if h.Length <= cluster.ChunkSize {
+			return int(h.Length)
+		}
+	case transport.OpALList, transport.OpTags:
+		return listBytes
+	case transport.OpSums:
+		return cluster.ChunkSize // the store reads the chunk there
+	}
+	return 0
+}
+
 // Frame starts the request that has arrived.
 func (c *conn) Frame(_ *transport.Conn, h *transport.Header, sums []byte) {
 	d, s := c.dev, c.incoming
+	if h.Flags&transport.FlagReply != 0 {
+		d.lockAnswered(c, h)
+		return
+	}
 	c.incoming = nil
 	s.head = *h
 	d.stats.frames.Add(1)
 	switch h.Op {
-	case transport.OpOpen, transport.OpFence, transport.OpClose:
+	case transport.OpOpen, transport.OpFence, transport.OpClose, transport.OpConfirm:
 		d.control(s)
-	case transport.OpRead, transport.OpWrite, transport.OpFlush, transport.OpTrim,
-		transport.OpZero, transport.OpStatus:
-		if status := d.prepare(s, sums); status != transport.StatusOK {
+	case transport.OpRead, transport.OpWrite, transport.OpFlush, transport.OpTrim, transport.OpZero,
+		transport.OpStatus, transport.OpALList, transport.OpTags, transport.OpStamp, transport.OpCopy,
+		transport.OpSums:
+		status := d.prepare(s, sums)
+		if status != transport.StatusOK || s.ticket.Skip || s.done {
+			d.gate.Done(&s.ticket)
 			d.reply(s, status)
 			return
 		}
@@ -124,44 +154,48 @@ func (s *slot) MsgSent(*transport.Msg, error) {
 	}
 }
 
-// prepare turns a data frame into a request of the store, or says why not.
+// prepare turns a data frame into a request of the store, or says why not. With
+// StatusOK the gate counts it, until gate.Done.
 func (d *device) prepare(s *slot, sums []byte) transport.Status {
 	if status := d.serving(); status != transport.StatusOK {
 		return status
 	}
-	h := &s.head
-	sess, status := d.sessions.find(s.conn, h.Session)
-	if status != transport.StatusOK {
-		return status
-	}
-	r := &s.req
+	h, r := &s.head, &s.req
 	clearRequest(r)
-	r.Volume, r.Gen, r.Interval = sess.volume, sess.gen, h.Interval
+	s.done = false
+	r.Interval = h.Interval
 	r.Chunk, r.Offset, r.Length = h.Chunk, h.Offset, h.Length
 	r.FUA = h.Flags&transport.FlagFUA != 0
 	if status := fillRequest(s, sums); status != transport.StatusOK {
 		return status
 	}
-	if r.Op == store.OpFlush {
-		return transport.StatusOK
+	if s.conn.isPeer() {
+		return d.preparePeer(s)
 	}
-	reads := r.Op == store.OpRead || r.Op == store.OpBitmap
-	if !reads && sess.readOnly {
-		return transport.StatusRefused
+	status := d.gate.Admit(&s.ticket, s.conn.id, h)
+	r.Volume, r.Gen = s.ticket.Volume, s.ticket.Gen
+	if r.Op == store.OpStamp {
+		r.Tag = cluster.Tag{Gen: r.Gen, Interval: r.Interval}
 	}
-	status, _ = d.view.check(cluster.PGID(h.PG), h.Epoch, reads)
-	if status != transport.StatusOK {
-		return status
+	return status
+}
+
+// preparePeer is prepare for a server that resyncs from here. It reads under
+// whatever generation is the newest: what the client does meanwhile, its lock of
+// the chunk keeps away (rule 12).
+func (d *device) preparePeer(s *slot) transport.Status {
+	status := d.gate.AdmitPeer(&s.ticket, &s.head)
+	r := &s.req
+	r.Volume, r.Gen = s.ticket.Volume, d.core.Generation(s.ticket.Volume)
+	r.Interval = 0
+	if status == transport.StatusOK && r.Gen == 0 {
+		// Nobody has ever opened the volume here: nothing of it is stored.
+		r.Hole, r.Value, s.done = true, 0, true
+		if r.Table != nil {
+			*r.Table = transport.SumTable{}
+		}
 	}
-	// A chunk in a group that is not its own would be missed by every later
-	// comparison of that group's copies.
-	pg := d.view.current.VolumePG(sess.layout, h.Chunk)
-	if pg == nil || pg.ID != cluster.PGID(h.PG) {
-		return transport.StatusInvalid
-	}
-	d.view.admit(pg.ID)
-	s.counted = true
-	return transport.StatusOK
+	return status
 }
 
 // clearRequest resets what the caller of the store owns. The rest of a request
@@ -172,7 +206,8 @@ func clearRequest(r *store.Request) {
 	r.Volume, r.Gen, r.Interval, r.Value = 0, 0, 0, 0
 	r.Chunk, r.Offset, r.Length = 0, 0, 0
 	r.Data, r.Sums, r.Status = nil, nil, transport.StatusOK
-	r.Regions, r.Chunks = nil, nil
+	r.Raw, r.Unlog, r.Marks, r.Tag = false, false, 0, cluster.Tag{}
+	r.Regions, r.Chunks, r.Table = nil, nil, nil
 }
 
 // fillRequest checks the frame's shape and sets what differs between the ops.
@@ -188,15 +223,30 @@ func fillRequest(s *slot, sums []byte) transport.Status {
 	case transport.OpStatus:
 		r.Op, r.Data = store.OpBitmap, s.control[:bitmapSize]
 		r.Offset, r.Length = 0, cluster.ChunkSize
-	case transport.OpRead, transport.OpWrite, transport.OpTrim, transport.OpZero:
+	case transport.OpALList:
+		r.Op, r.Value, r.Chunk = store.OpALList, h.Chunk, 0
+		r.Offset, r.Length = 0, min(transport.MaxRegions, (listBytes-transport.ListHeadSize)/transport.RegionSize)
+	case transport.OpTags:
+		r.Op, r.Value, r.Chunk = store.OpTags, h.Chunk, 0
+		r.Offset, r.Length = 0, min(transport.MaxTags, (listBytes-transport.ListHeadSize)/transport.TagEntrySize)
+	case transport.OpStamp:
+		r.Op, r.Offset, r.Length = store.OpStamp, 0, 0
+	case transport.OpSums:
+		if h.Payload != 0 {
+			return transport.StatusInvalid
+		}
+		r.Op, r.Data, r.Table = store.OpSums, s.payload, new(transport.SumTable)
+		r.Offset, r.Length = 0, cluster.ChunkSize
+	case transport.OpRead, transport.OpWrite, transport.OpTrim, transport.OpZero, transport.OpCopy:
 		if !validRange(h.Offset, h.Length) {
 			return transport.StatusInvalid
 		}
 	}
 	sumsSize := int(h.Length) / cluster.BlockSize * 8
 	switch h.Op {
-	case transport.OpRead:
+	case transport.OpRead, transport.OpCopy:
 		r.Op, r.Data, r.Sums = store.OpRead, s.payload, s.sums[:sumsSize]
+		r.Raw = h.Op == transport.OpCopy
 	case transport.OpTrim:
 		r.Op = store.OpTrim
 	case transport.OpZero:

@@ -13,6 +13,7 @@ import (
 	"braid/cluster"
 	"braid/mdm/client"
 	"braid/server/disk"
+	"braid/server/gate"
 	"braid/server/store"
 	"braid/transport"
 	"braid/transport/buf"
@@ -63,9 +64,9 @@ type device struct {
 	core      *store.Core
 	state     deviceState
 	slots     *slotTable
-	sessions  *sessionTable
+	gate      *gate.Gate
 	conns     map[*conn]struct{}
-	view      *view
+	lastConn  gate.ConnID
 	dropped   map[cluster.VolumeID]bool // deleted volumes; true: nothing is left of them
 	watch     loop.Timer
 	idle      loop.Timer
@@ -122,8 +123,8 @@ func (d *device) start(cfg store.Config) error {
 	if d.backing.FD() < 0 {
 		d.blocking = newBlockingDisk(d.backing, l)
 	}
-	d.slots, d.sessions = newSlotTable(maxRequests), newSessionTable()
-	d.conns, d.view = map[*conn]struct{}{}, newView()
+	d.slots, d.gate = newSlotTable(maxRequests), gate.New(cfg.Off)
+	d.conns = map[*conn]struct{}{}
 	d.dropped = map[cluster.VolumeID]bool{}
 	d.watch.Fire, d.idle.Fire = d.onWatch, d.onIdle
 	d.refreshReport()
@@ -175,6 +176,8 @@ func (d *device) opened(c *conn) {
 	case len(d.conns) >= maxConns:
 		c.tc.Close(fmt.Errorf("server: %s has %d connections already", d.path, maxConns))
 	}
+	d.lastConn++
+	c.id = d.lastConn
 	d.conns[c] = struct{}{}
 	d.stats.conns.Store(int64(len(d.conns)))
 }
@@ -182,7 +185,7 @@ func (d *device) opened(c *conn) {
 func (d *device) closed(c *conn, err error) {
 	delete(d.conns, c)
 	d.stats.conns.Store(int64(len(d.conns)))
-	d.sessions.removeConn(c)
+	d.gate.ConnClosed(c.id)
 	d.log.Debug("connection closed", "peer", c.tc.Addr, "reason", err)
 	if len(d.conns) == 0 && d.whenEmpty != nil {
 		d.whenEmpty()
@@ -251,16 +254,17 @@ func (d *device) tell() {
 
 // learn adopts a new map.
 func (d *device) learn(m *cluster.Map) {
-	own := d.view.device
+	own := d.gate.Device()
 	for id, dev := range m.Devices {
 		if dev.UUID == d.uuid {
 			own = id
 		}
 	}
-	if d.view.current == nil {
+	if d.gate.Map() == nil {
 		d.log.Info("map learned; serving", "version", m.Version, "id", own)
 	}
-	d.view.learn(m, own)
+	d.gate.Learn(m, own)
+	d.gateMoved()
 	d.dropVolumes(m)
 }
 
@@ -280,7 +284,7 @@ func (d *device) dropVolumes(m *cluster.Map) {
 			continue
 		}
 		d.dropped[id] = false
-		d.sessions.fence(id, ^cluster.Generation(0), nil)
+		d.gate.FenceVolume(id)
 		d.own(store.Request{Op: store.OpDrop, Volume: id}, func(status transport.Status) {
 			if status != transport.StatusOK {
 				delete(d.dropped, id) // with the next map

@@ -329,13 +329,18 @@ func (r *rig) dial(i int) *peer {
 // dialLink is dial for one of several connections of a client.
 func (r *rig) dialLink(i int, link uint8) *peer {
 	r.t.Helper()
+	return r.dialAs(i, link, transport.Client)
+}
+
+func (r *rig) dialAs(i int, link uint8, role transport.Role) *peer {
+	r.t.Helper()
 	l, err := loop.New(loop.Options{Engine: r.engine, Name: "client"})
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	l.Start()
 	p := &peer{t: r.t, loop: l, replies: make(chan reply, 1<<14), ended: make(chan error, 1)}
-	hello := transport.Hello{Cluster: r.manager.cluster, Device: r.uuids[i], Role: transport.Client, Flags: link}
+	hello := transport.Hello{Cluster: r.manager.cluster, Device: r.uuids[i], Role: role, Flags: link}
 	_, _ = rand.Read(hello.Client[:])
 	eventually(r.t, "dial", func() bool {
 		p.conn, _, err = transport.Dial(r.t.Context(), l, r.srv.Addr().String(), hello,

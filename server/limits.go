@@ -17,7 +17,7 @@ const (
 	// One connection may hold so many, so that a client that sends requests and
 	// reads no reply cannot take them all.
 	maxRequestsPerConn = 512
-	maxSessions        = 1024                       // volume sessions of all connections
+	listBytes          = 64 << 10                   // payload of one part of an activity-log or tag list
 	maxControlSize     = 64                         // payload of open and fence requests, bytes
 	linkMask           = 0x0f                       // the part of Hello.Flags that numbers a client's connections
 	bitmapSize         = cluster.BlocksPerChunk / 8 // bytes
@@ -45,7 +45,7 @@ const (
 	CloseTimeout = 20 * time.Second
 )
 
-// payloadConsumers sizes a device's pool: 36 MiB. A request takes the smallest
+// payloadConsumers sizes a device's pool: 44 MiB. A request takes the smallest
 // buffer that holds its payload, or the next larger one. The counts follow what
 // clients send: single blocks of databases, the pages of write-back (16-64 KiB),
 // the two stripe units a column gets of a 1 MiB request, and few whole chunks.
@@ -57,5 +57,6 @@ func payloadConsumers() []buf.Consumer {
 		{Name: "two stripe units", Size: 128 << 10, Count: 64},
 		{Name: "four stripe units", Size: 256 << 10, Count: 16},
 		{Name: "whole chunk", Size: cluster.ChunkSize, Count: 8},
+		{Name: "chunk to be compared", Size: cluster.ChunkSize, Count: 8},
 	}
 }

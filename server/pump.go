@@ -9,7 +9,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"braid/cluster"
 	"braid/server/store"
 	"braid/transport"
 	"braid/transport/loop"
@@ -72,6 +71,7 @@ func (d *device) RunDeferred() {
 	if inc := uint64(d.core.Incarnation()); inc != d.incarnation.Load() {
 		d.incarnation.Store(inc)
 	}
+	d.gateMoved()
 	d.resume()
 }
 
@@ -79,10 +79,7 @@ func (d *device) RunDeferred() {
 func (d *device) ended(r *store.Request) {
 	switch owner := r.Ctx.(type) {
 	case *slot:
-		if owner.counted {
-			owner.counted = false
-			d.view.done(cluster.PGID(owner.head.PG), owner.head.Epoch)
-		}
+		d.gate.Done(&owner.ticket)
 		if r.Op == store.OpFence {
 			owner.next, d.ends = d.ends, owner
 			return
@@ -139,16 +136,8 @@ func (d *device) reply(s *slot, status transport.Status) {
 		h.Interval, h.Offset = uint64(d.core.Incarnation()), uint32(d.core.Pressure())
 	}
 	s.msg.Sums, s.msg.Payload = nil, nil
-	returns := status == transport.StatusOK && (s.head.Op == transport.OpRead || s.head.Op == transport.OpStatus)
-	switch {
-	case returns && s.req.Hole:
-		h.Flags |= transport.FlagHole
-	case returns:
-		s.views[0] = s.req.Data
-		s.msg.Payload, h.Payload = s.views[:], uint32(len(s.req.Data))
-		if s.head.Op == transport.OpRead {
-			s.msg.Sums, h.Sums = s.req.Sums, uint16(len(s.req.Sums)/8)
-		}
+	if status == transport.StatusOK {
+		s.answer(h)
 	}
 	if s.msg.Payload == nil {
 		d.releaseBuf(s)
@@ -160,6 +149,62 @@ func (d *device) reply(s *slot, status transport.Status) {
 	s.msg.Sent = s
 	d.sending++
 	s.conn.tc.Send(&s.msg)
+}
+
+// answer fills in what a successful reply carries.
+func (s *slot) answer(h *transport.Header) {
+	r := &s.req
+	payload := r.Data
+	switch s.head.Op {
+	case transport.OpRead, transport.OpCopy:
+		if !r.Hole {
+			s.msg.Sums, h.Sums = r.Sums, uint16(len(r.Sums)/8)
+		}
+	case transport.OpStatus:
+	case transport.OpALList:
+		payload = listRegions(s.payload, r)
+	case transport.OpTags:
+		payload = listTags(s.payload, r)
+	case transport.OpSums:
+		payload = r.Table.Encode(s.payload)
+		r.Hole = false
+	default:
+		if s.ticket.Skip {
+			s.ticket.Skip = false
+			h.Flags |= transport.FlagSkipped
+		}
+		return
+	}
+	if r.Hole && (s.head.Op == transport.OpRead || s.head.Op == transport.OpCopy || s.head.Op == transport.OpStatus) {
+		h.Flags |= transport.FlagHole
+		return
+	}
+	s.views[0] = payload
+	s.msg.Payload, h.Payload = s.views[:], uint32(len(payload))
+}
+
+// listRegions encodes the store's answer to OpALList in room.
+func listRegions(room []byte, r *store.Request) []byte {
+	b := transport.BeginList(room[:0], r.Value, len(r.Regions))
+	for i := range r.Regions {
+		x := &r.Regions[i]
+		e := transport.Region{Chunk: x.Chunk, Gen: uint64(x.Tag.Gen), Interval: x.Tag.Interval, Layer: x.Layer,
+			Marks: uint8(x.Marks), Torn: x.Torn}
+		b = e.Append(b)
+	}
+	return b
+}
+
+// listTags encodes the store's answer to OpTags in room.
+func listTags(room []byte, r *store.Request) []byte {
+	b := transport.BeginList(room[:0], r.Value, len(r.Chunks))
+	for i := range r.Chunks {
+		x := &r.Chunks[i]
+		e := transport.TagEntry{Chunk: x.Chunk, Gen: uint64(x.Tag.Gen), Interval: x.Tag.Interval, Layer: x.Layer,
+			Blocks: x.Blocks}
+		b = e.Append(b)
+	}
+	return b
 }
 
 // release gives a slot and its buffer back.

@@ -115,7 +115,7 @@ func TestRefusals(t *testing.T) {
 		{"write with another length", with(wr, func(h *transport.Header) { h.Length = 8192 }), block,
 			transport.StatusInvalid},
 		{"unknown session", with(rd, func(h *transport.Header) { h.Session = 12345 }), nil, transport.StatusNoSession},
-		{"an op of later days", with(rd, func(h *transport.Header) { h.Op = transport.OpCopy }), nil,
+		{"an op of servers only", with(rd, func(h *transport.Header) { h.Op = transport.OpLock }), nil,
 			transport.StatusRefused},
 		{"old epoch", with(rd, func(h *transport.Header) { h.Epoch = 0 }), nil, transport.StatusStaleEpoch},
 		{"open without generation", transport.Header{Op: transport.OpOpen},

@@ -3,6 +3,7 @@
 package server
 
 import (
+	"braid/server/gate"
 	"braid/server/store"
 	"braid/transport"
 	"braid/transport/buf"
@@ -35,7 +36,8 @@ type slot struct {
 	control [maxControlSize]byte
 	open    transport.OpenRequest // of open and fence requests
 	state   slotState
-	counted bool  // admitted in the view
+	ticket  gate.Ticket
+	done    bool  // answered without the store
 	since   int64 // loop time of the last change of state
 	next    *slot
 }
@@ -70,10 +72,10 @@ func (t *slotTable) get() *slot {
 
 // put takes back a slot that holds no buffer any more.
 func (t *slotTable) put(s *slot) {
-	if s.state == slotFree || s.buf != nil || s.counted {
+	if s.state == slotFree || s.buf != nil || s.ticket.Counted() {
 		panic("server: a " + s.state.String() + " slot was given back with what it holds")
 	}
-	s.state, s.conn, s.payload, s.views[0] = slotFree, nil, nil, nil
+	s.state, s.conn, s.payload, s.views[0], s.ticket.Skip = slotFree, nil, nil, nil, false
 	s.next, t.free = t.free, s
 	t.busy--
 }
