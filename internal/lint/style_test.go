@@ -161,15 +161,19 @@ func checkSyntax(t *testing.T, path, content string) {
 		}
 	}
 	ast.Inspect(file, func(n ast.Node) bool {
-		call, ok := n.(*ast.SelectorExpr)
+		call, ok := n.(*ast.CallExpr)
 		if !ok {
 			return true
 		}
-		receiver, ok := call.X.(*ast.Ident)
+		method, ok := call.Fun.(*ast.SelectorExpr)
 		if !ok {
 			return true
 		}
-		switch name := receiver.Name + "." + call.Sel.Name; name {
+		receiver, ok := method.X.(*ast.Ident)
+		if !ok {
+			return true
+		}
+		switch name := receiver.Name + "." + method.Sel.Name; name {
 		case "time.Sleep":
 			t.Errorf("%s: %s: wait for what is to happen, not for time", show(set, call.Pos()), name)
 		case "t.Skip", "t.Skipf", "t.SkipNow", "b.Skip", "f.Skip":
