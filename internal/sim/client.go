@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"braid/cluster"
+	"braid/server/gate"
 	"braid/stripe/core"
 	"braid/transport"
 	"braid/transport/bio"
@@ -284,7 +285,7 @@ func (p *peer) open(n *Node) {
 	s := &serverConn{n: n}
 	p.conn = c.w.connect(p, s)
 	p.conn.node, p.conn.client = n, c
-	s.c = p.conn
+	s.c, s.id = p.conn, gate.ConnID(p.conn.id)
 	n.conns = append(n.conns, s)
 	p.state = peerOpening
 	req := transport.OpenRequest{Volume: uint64(c.vol.id), Generation: uint64(c.gen)}

@@ -248,7 +248,7 @@ func (n *Node) register() {
 		n.lease, n.dev = lease, answer.Devices[0]
 		if n.sub == nil {
 			n.sub = &watcher{alive: func() bool { return n.life == life }, reach: n.reach,
-				adopt: func(next *cluster.Map) { n.gate.learn(next) }}
+				adopt: n.learn}
 			m.watch(n.sub)
 		}
 		n.renewLater(life, serverLease/3)

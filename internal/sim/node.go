@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"braid/cluster"
+	"braid/server/gate"
 	"braid/server/store"
 	"braid/transport"
 )
@@ -34,7 +35,7 @@ type Node struct {
 	life  int // how often it has died
 	cfg   store.Config
 	core  *store.Core
-	gate  *gate
+	gate  *gate.Gate
 	conns []*serverConn
 	ios   []*flying
 	batch bool // a turn of its loop is due
@@ -53,14 +54,15 @@ type flying struct {
 	mark int64
 }
 
-// job is a request of a client in the store.
+// job is a request in the store.
 type job struct {
-	conn    *serverConn
-	head    transport.Header
-	req     store.Request
-	open    transport.OpenRequest
-	counted bool
-	then    func(transport.Status) // of the node's own requests
+	conn   *serverConn
+	head   transport.Header
+	req    store.Request
+	open   transport.OpenRequest
+	ticket gate.Ticket
+	done   bool                   // answered without the store
+	then   func(transport.Status) // of the node's own requests
 }
 
 func newNode(w *World, i int, size int64) *Node {
@@ -104,7 +106,7 @@ func (n *Node) start() {
 			return
 		}
 		n.core, n.state, n.ios, n.bornAt = core, nodeUp, nil, n.w.now
-		n.gate = newGate(n)
+		n.gate = gate.New(n.w.cfg.Off)
 		n.w.logf("%s is up, incarnation %x", n.name, core.Incarnation())
 		n.register()
 		n.idle(life)
@@ -317,155 +319,11 @@ func (n *Node) ended(j *job) {
 		j.then(j.req.Status)
 		return
 	}
-	n.gate.done(j)
+	n.gate.Done(&j.ticket)
+	n.gateMoved()
 	if j.req.Op == store.OpFence {
 		n.opened(j)
 		return
 	}
 	n.reply(j, j.req.Status)
-}
-
-func (n *Node) reply(j *job, status transport.Status) {
-	h := transport.Header{Op: j.head.Op, Flags: transport.FlagReply, Status: status, ID: j.head.ID,
-		Session: j.head.Session, PG: j.head.PG, Epoch: j.head.Epoch, Chunk: j.head.Chunk,
-		Length: j.head.Length, Interval: uint64(n.core.Incarnation()), Offset: uint32(n.core.Pressure())}
-	m := message{}
-	if status == transport.StatusOK && (j.head.Op == transport.OpRead || j.head.Op == transport.OpStatus) {
-		if j.req.Hole {
-			h.Flags |= transport.FlagHole
-		} else {
-			m.payload, h.Payload = j.req.Data, uint32(len(j.req.Data))
-			if j.head.Op == transport.OpRead {
-				m.sums, h.Sums = j.req.Sums, uint16(len(j.req.Sums)/8)
-			}
-		}
-	}
-	m.h = h
-	j.conn.c.send(sideServer, m)
-}
-
-// serverConn is the server's side of a connection.
-type serverConn struct {
-	n    *Node
-	c    *Conn
-	link uint8
-	dead bool
-}
-
-func (s *serverConn) closed(*Conn) {
-	s.dead = true
-	n := s.n
-	if i := slices.Index(n.conns, s); i >= 0 {
-		n.conns = slices.Delete(n.conns, i, i+1)
-	}
-	if n.gate != nil {
-		n.gate.removeConn(s)
-	}
-}
-
-// serving says whether data requests are admitted.
-func (n *Node) serving() transport.Status {
-	switch {
-	case n.state == nodeFailed:
-		return transport.StatusIO
-	case n.clean:
-		return transport.StatusRetry
-	}
-	return transport.StatusOK
-}
-
-// received starts the request that has arrived.
-func (s *serverConn) received(_ *Conn, m message) {
-	n := s.n
-	if s.dead {
-		return
-	}
-	j := &job{conn: s, head: m.h}
-	j.req.Ctx = j
-	switch m.h.Op {
-	case transport.OpOpen, transport.OpFence, transport.OpClose:
-		n.control(j, m)
-	default:
-		if status := n.prepare(j, m); status != transport.StatusOK {
-			n.reply(j, status)
-			return
-		}
-		n.core.Submit(&j.req)
-		n.schedule()
-	}
-}
-
-// prepare turns a data frame into a request of the store, or says why not.
-func (n *Node) prepare(j *job, m message) transport.Status {
-	if status := n.serving(); status != transport.StatusOK {
-		return status
-	}
-	h, r := &j.head, &j.req
-	sess, status := n.gate.find(j.conn, h.Session)
-	if status != transport.StatusOK {
-		return status
-	}
-	r.Volume, r.Gen, r.Interval = sess.volume, sess.gen, h.Interval
-	r.Chunk, r.Offset, r.Length = h.Chunk, h.Offset, h.Length
-	r.FUA = h.Flags&transport.FlagFUA != 0
-	sums := int(h.Length) / cluster.BlockSize * 8
-	switch h.Op {
-	case transport.OpRead:
-		r.Op, r.Data, r.Sums = store.OpRead, make([]byte, h.Length), make([]byte, sums)
-	case transport.OpWrite:
-		r.Op, r.Data, r.Sums = store.OpWrite, m.payload, m.sums
-		if transport.VerifySums(m.payload, m.sums) >= 0 {
-			n.w.failf("bytes changed between their checksums and the network (rule 22)")
-			return transport.StatusBadSum
-		}
-	case transport.OpTrim:
-		r.Op = store.OpTrim
-	case transport.OpZero:
-		r.Op, r.NoHole = store.OpZero, h.Flags&transport.FlagNoHole != 0
-	case transport.OpStatus:
-		r.Op, r.Data, r.Offset, r.Length = store.OpBitmap, make([]byte, 32), 0, cluster.ChunkSize
-	case transport.OpFlush:
-		r.Op, r.Drained, r.Chunk, r.Offset, r.Length = store.OpFlush, true, 0, 0, 0
-		return transport.StatusOK
-	default:
-		return transport.StatusRefused
-	}
-	reads := r.Op == store.OpRead || r.Op == store.OpBitmap
-	return n.gate.admit(j, sess, reads)
-}
-
-// control starts an open or fence request (rule 14).
-func (n *Node) control(j *job, m message) {
-	if status := n.serving(); status != transport.StatusOK {
-		n.reply(j, status)
-		return
-	}
-	if err := j.open.Decode(m.payload); err != nil {
-		n.w.failf("a client's open request does not decode: %v", err)
-		return
-	}
-	volume, gen := cluster.VolumeID(j.open.Volume), cluster.Generation(j.open.Generation)
-	if status := n.gate.mayOpen(volume, gen); status != transport.StatusOK {
-		n.reply(j, status)
-		return
-	}
-	n.gate.fence(volume, gen, j.conn)
-	j.req.Op, j.req.Volume, j.req.Gen = store.OpFence, volume, gen
-	n.core.Submit(&j.req)
-	n.schedule()
-}
-
-// opened ends an open request when the store has drained and persisted.
-func (n *Node) opened(j *job) {
-	volume, gen := cluster.VolumeID(j.open.Volume), cluster.Generation(j.open.Generation)
-	switch {
-	case j.req.Status != transport.StatusOK || j.conn.dead:
-		n.reply(j, j.req.Status)
-	case gen < n.core.Generation(volume):
-		n.reply(j, transport.StatusFenced)
-	default:
-		n.gate.fence(volume, gen, j.conn)
-		j.head.Session = n.gate.open(j.conn, volume, gen)
-		n.reply(j, transport.StatusOK)
-	}
 }
