@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"slices"
 	"time"
 
 	"braid/cluster"
@@ -34,6 +35,10 @@ type DeviceReport struct {
 	Failed       string                                  // why it does not serve; empty: it serves
 	Volumes      map[cluster.VolumeID]cluster.Generation // persisted generations
 	Freed        []cluster.VolumeID                      // deleted volumes of which nothing is left
+	// Adopted is the map version that the device has learned: nothing that was
+	// admitted under an older one is in flight, and sessions older than that map's
+	// generations are fenced.
+	Adopted uint64
 }
 
 // Registration is mdm's answer to a server that registered.
@@ -88,7 +93,8 @@ func fromReports(reports []DeviceReport) []*pb.DeviceReport {
 	out := make([]*pb.DeviceReport, len(reports))
 	for i, r := range reports {
 		m := &pb.DeviceReport{Uuid: pb.FromUUID(r.UUID), Path: r.Path, Size: r.Size, Used: r.Used,
-			Incarnation: uint64(r.Incarnation), StartCounter: r.StartCounter, Failed: r.Failed}
+			Incarnation: uint64(r.Incarnation), StartCounter: r.StartCounter, Failed: r.Failed,
+			AdoptedVersion: r.Adopted}
 		if len(r.Volumes) > 0 {
 			m.Volumes = make(map[uint64]uint64, len(r.Volumes))
 			for v, gen := range r.Volumes {
@@ -120,6 +126,32 @@ type Session struct {
 	Generation cluster.Generation
 	Lease      time.Duration // renew every third of it
 	Map        *cluster.Map
+	Before     Before
+}
+
+// Before is what the session before left, where it was not detached cleanly.
+// The zero value but for ResumePossible: it was, or there was none.
+type Before struct {
+	// Incarnations under which in-sync copies may be sources (rule 6). A device
+	// that is missing, or answers with another one, has no source for it.
+	Incarnations map[cluster.DeviceID]cluster.Incarnation
+	Broken       map[cluster.PGID][]cluster.DeviceID // no sources there all the same
+	// ResumePossible: no acked write is known to be lost. Only then may a guest go
+	// on; else only a fresh attach is right.
+	ResumePossible bool
+	// Fence are the devices to fence besides those in sync and the targets: the
+	// old client may read from them (rule 26).
+	Fence []cluster.DeviceID
+	// Wait is how long to wait, from the answer on, when one device of all these
+	// cannot be fenced (rule 15). 0: no need.
+	Wait time.Duration
+}
+
+// Source reports whether the device, which answered in that incarnation, may be
+// the source of the group's chunks.
+func (b *Before) Source(pg cluster.PGID, id cluster.DeviceID, inc cluster.Incarnation) bool {
+	want, known := b.Incarnations[id]
+	return known && want == inc && !slices.Contains(b.Broken[pg], id)
 }
 
 // Attach takes the volume's session under a new generation. ErrRefused: someone
@@ -145,10 +177,37 @@ func (c *Client) Attach(ctx context.Context, r AttachRequest) (*Session, error) 
 	}
 	return &Session{ID: resp.Session, Volume: pb.ToVolume(resp.Volume), Map: m,
 		Generation: cluster.Generation(resp.Generation),
-		Lease:      time.Duration(resp.LeaseMs) * time.Millisecond}, nil
+		Lease:      time.Duration(resp.LeaseMs) * time.Millisecond, Before: before(resp)}, nil
 }
 
-// Detach ends the session. It is no error when the session is gone already.
+func before(r *pb.AttachResponse) Before {
+	b := Before{ResumePossible: r.ResumePossible, Wait: time.Duration(r.WaitMs) * time.Millisecond,
+		Incarnations: make(map[cluster.DeviceID]cluster.Incarnation, len(r.Previous))}
+	for _, p := range r.Previous {
+		b.Incarnations[cluster.DeviceID(p.Device)] = cluster.Incarnation(p.Incarnation)
+	}
+	for _, x := range r.Broken {
+		if b.Broken == nil {
+			b.Broken = map[cluster.PGID][]cluster.DeviceID{}
+		}
+		b.Broken[cluster.PGID(x.Pg)] = append(b.Broken[cluster.PGID(x.Pg)], cluster.DeviceID(x.Device))
+	}
+	for _, id := range r.Fence {
+		b.Fence = append(b.Fence, cluster.DeviceID(id))
+	}
+	return b
+}
+
+// Abandon ends the session as a client's death does, at once: acked writes may
+// not be flushed, and a later attach has to resolve what is left.
+func (c *Client) Abandon(ctx context.Context, volume, client string, gen cluster.Generation) error {
+	req := &pb.DetachRequest{Volume: volume, Client: client, Generation: uint64(gen), Unflushed: true}
+	_, err := call(ctx, c, "abandon volume "+volume, req, pbconnect.MdmClient.Detach)
+	return err
+}
+
+// Detach ends the session of a client that has flushed everything; else see
+// Abandon. It is no error when the session is gone already.
 func (c *Client) Detach(ctx context.Context, volume, client string, gen cluster.Generation) error {
 	req := &pb.DetachRequest{Volume: volume, Client: client, Generation: uint64(gen)}
 	_, err := call(ctx, c, "detach volume "+volume, req, pbconnect.MdmClient.Detach)
@@ -157,9 +216,16 @@ func (c *Client) Detach(ctx context.Context, volume, client string, gen cluster.
 
 // SessionState is what a client reports about a volume that it has attached.
 type SessionState struct {
-	Volume         cluster.VolumeID
-	Generation     cluster.Generation
-	AdoptedVersion uint64 // no write issued under an older map is outstanding
+	Volume     cluster.VolumeID
+	Generation cluster.Generation
+	// AdoptedVersion is a map version under which every device in sync was opened
+	// (fenced), and no write or flush issued under an older one is outstanding.
+	// 0: not yet attached.
+	AdoptedVersion uint64
+	// SoundVersion is a map version at whose incarnations the client holds every
+	// device in sync without having lost an acked write: the guest may resume even
+	// though copies lost their caches before. 0: says nothing.
+	SoundVersion uint64
 }
 
 // RenewSession keeps the leases of all sessions of one client. lost names the
@@ -169,7 +235,8 @@ func (c *Client) RenewSession(ctx context.Context, client string, sessions []Ses
 	req := &pb.RenewSessionRequest{Client: client}
 	for _, s := range sessions {
 		req.Sessions = append(req.Sessions, &pb.SessionState{Volume: uint64(s.Volume),
-			Generation: uint64(s.Generation), AdoptedVersion: s.AdoptedVersion})
+			Generation: uint64(s.Generation), AdoptedVersion: s.AdoptedVersion,
+			SoundVersion: s.SoundVersion})
 	}
 	resp, err := call(ctx, c, "renew the leases of attached volumes", req,
 		pbconnect.MdmClient.RenewSession)

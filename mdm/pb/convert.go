@@ -53,7 +53,7 @@ func ToVolume(v *Volume) *cluster.Volume {
 		ID: cluster.VolumeID(v.GetId()), Name: v.GetName(), Size: v.GetSize(),
 		Replicas: int(v.GetReplicas()), StripeUnit: v.GetStripeUnit(),
 		StripeWidth: v.GetStripeWidth(), BlockSize: v.GetBlockSize(), PGSet: v.GetPgSet(),
-		Generation: cluster.Generation(v.GetGeneration()),
+		Generation: cluster.Generation(v.GetGeneration()), Attached: v.GetAttached(),
 	}
 }
 
@@ -62,7 +62,7 @@ func FromVolume(v *cluster.Volume) *Volume {
 	return &Volume{
 		Id: uint64(v.ID), Name: v.Name, Size: v.Size, Replicas: uint32(v.Replicas),
 		StripeUnit: v.StripeUnit, StripeWidth: v.StripeWidth, BlockSize: v.BlockSize,
-		PgSet: v.PGSet, Generation: uint64(v.Generation),
+		PgSet: v.PGSet, Generation: uint64(v.Generation), Attached: v.Attached,
 	}
 }
 
@@ -71,7 +71,7 @@ func ToPG(p *PG) *cluster.PG {
 	return &cluster.PG{
 		ID: cluster.PGID(p.GetId()), Epoch: p.GetEpoch(),
 		Replicas: toDevices(p.GetReplicas()), InSync: toDevices(p.GetInSync()),
-		Target: cluster.DeviceID(p.GetTarget()),
+		Target: cluster.DeviceID(p.GetTarget()), TargetEpoch: p.GetTargetEpoch(),
 	}
 }
 
@@ -79,7 +79,7 @@ func ToPG(p *PG) *cluster.PG {
 func FromPG(p *cluster.PG) *PG {
 	return &PG{
 		Id: uint32(p.ID), Epoch: p.Epoch, Replicas: fromDevices(p.Replicas),
-		InSync: fromDevices(p.InSync), Target: uint32(p.Target),
+		InSync: fromDevices(p.InSync), Target: uint32(p.Target), TargetEpoch: p.TargetEpoch,
 	}
 }
 

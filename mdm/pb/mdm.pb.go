@@ -233,6 +233,7 @@ type PG struct {
 	Replicas      []uint32               `protobuf:"varint,3,rep,packed,name=replicas,proto3" json:"replicas,omitempty"`
 	InSync        []uint32               `protobuf:"varint,4,rep,packed,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"`
 	Target        uint32                 `protobuf:"varint,5,opt,name=target,proto3" json:"target,omitempty"`
+	TargetEpoch   uint32                 `protobuf:"varint,6,opt,name=target_epoch,json=targetEpoch,proto3" json:"target_epoch,omitempty"` // that announced the target: the number of the attempt
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -302,6 +303,13 @@ func (x *PG) GetTarget() uint32 {
 	return 0
 }
 
+func (x *PG) GetTargetEpoch() uint32 {
+	if x != nil {
+		return x.TargetEpoch
+	}
+	return 0
+}
+
 type Volume struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -315,6 +323,7 @@ type Volume struct {
 	Generation    uint64                 `protobuf:"varint,9,opt,name=generation,proto3" json:"generation,omitempty"`
 	AttachedBy    string                 `protobuf:"bytes,10,opt,name=attached_by,json=attachedBy,proto3" json:"attached_by,omitempty"`          // host and client of the live session, or empty
 	AttachedSince string                 `protobuf:"bytes,11,opt,name=attached_since,json=attachedSince,proto3" json:"attached_since,omitempty"` // RFC 3339
+	Attached      bool                   `protobuf:"varint,12,opt,name=attached,proto3" json:"attached,omitempty"`                               // a session under `generation` is registered and not known to be dead
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -424,6 +433,13 @@ func (x *Volume) GetAttachedSince() string {
 		return x.AttachedSince
 	}
 	return ""
+}
+
+func (x *Volume) GetAttached() bool {
+	if x != nil {
+		return x.Attached
+	}
+	return false
 }
 
 type Server struct {
@@ -721,18 +737,21 @@ func (x *RegisterServerRequest) GetDevices() []*DeviceReport {
 }
 
 type DeviceReport struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Uuid          []byte                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
-	Size          uint64                 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
-	Used          uint64                 `protobuf:"varint,4,opt,name=used,proto3" json:"used,omitempty"`
-	Incarnation   uint64                 `protobuf:"varint,5,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	StartCounter  uint64                 `protobuf:"varint,6,opt,name=start_counter,json=startCounter,proto3" json:"start_counter,omitempty"`
-	Failed        string                 `protobuf:"bytes,7,opt,name=failed,proto3" json:"failed,omitempty"`                                                                               // empty: serving
-	Volumes       map[uint64]uint64      `protobuf:"bytes,8,rep,name=volumes,proto3" json:"volumes,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // generation persisted per volume (rule 21)
-	Freed         []uint64               `protobuf:"varint,9,rep,packed,name=freed,proto3" json:"freed,omitempty"`                                                                         // deleted volumes of which nothing is left on the device
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Uuid         []byte                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Path         string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Size         uint64                 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	Used         uint64                 `protobuf:"varint,4,opt,name=used,proto3" json:"used,omitempty"`
+	Incarnation  uint64                 `protobuf:"varint,5,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	StartCounter uint64                 `protobuf:"varint,6,opt,name=start_counter,json=startCounter,proto3" json:"start_counter,omitempty"`
+	Failed       string                 `protobuf:"bytes,7,opt,name=failed,proto3" json:"failed,omitempty"`                                                                               // empty: serving
+	Volumes      map[uint64]uint64      `protobuf:"bytes,8,rep,name=volumes,proto3" json:"volumes,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // generation persisted per volume (rule 21)
+	Freed        []uint64               `protobuf:"varint,9,rep,packed,name=freed,proto3" json:"freed,omitempty"`                                                                         // deleted volumes of which nothing is left on the device
+	// Map version that the device has learned: nothing that was admitted under an
+	// older one is in flight, and sessions older than its generations are fenced.
+	AdoptedVersion uint64 `protobuf:"varint,10,opt,name=adopted_version,json=adoptedVersion,proto3" json:"adopted_version,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *DeviceReport) Reset() {
@@ -826,6 +845,13 @@ func (x *DeviceReport) GetFreed() []uint64 {
 		return x.Freed
 	}
 	return nil
+}
+
+func (x *DeviceReport) GetAdoptedVersion() uint64 {
+	if x != nil {
+		return x.AdoptedVersion
+	}
+	return 0
 }
 
 type RegisterServerResponse struct {
@@ -1525,14 +1551,20 @@ func (x *AttachRequest) GetRequest() string {
 }
 
 type AttachResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
-	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
-	Session       uint64                 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
-	LeaseMs       uint32                 `protobuf:"varint,4,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`
-	Map           *MapDelta              `protobuf:"bytes,5,opt,name=map,proto3" json:"map,omitempty"` // a whole map with this volume
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Volume     *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Generation uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	Session    uint64                 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
+	LeaseMs    uint32                 `protobuf:"varint,4,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`
+	Map        *MapDelta              `protobuf:"bytes,5,opt,name=map,proto3" json:"map,omitempty"` // a whole map with this volume
+	// What the session before left, where it was not detached cleanly.
+	Previous       []*DeviceIncarnation `protobuf:"bytes,6,rep,name=previous,proto3" json:"previous,omitempty"`                                    // incarnations in which copies may be sources
+	Broken         []*BrokenCopy        `protobuf:"bytes,7,rep,name=broken,proto3" json:"broken,omitempty"`                                        // in-sync copies that are no sources all the same
+	ResumePossible bool                 `protobuf:"varint,8,opt,name=resume_possible,json=resumePossible,proto3" json:"resume_possible,omitempty"` // no acked write is known to be lost
+	Fence          []uint32             `protobuf:"varint,9,rep,packed,name=fence,proto3" json:"fence,omitempty"`                                  // devices to fence besides those in sync and the targets
+	WaitMs         uint32               `protobuf:"varint,10,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`                        // to wait, from now, when one of all these cannot be fenced
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *AttachResponse) Reset() {
@@ -1600,18 +1632,158 @@ func (x *AttachResponse) GetMap() *MapDelta {
 	return nil
 }
 
+func (x *AttachResponse) GetPrevious() []*DeviceIncarnation {
+	if x != nil {
+		return x.Previous
+	}
+	return nil
+}
+
+func (x *AttachResponse) GetBroken() []*BrokenCopy {
+	if x != nil {
+		return x.Broken
+	}
+	return nil
+}
+
+func (x *AttachResponse) GetResumePossible() bool {
+	if x != nil {
+		return x.ResumePossible
+	}
+	return false
+}
+
+func (x *AttachResponse) GetFence() []uint32 {
+	if x != nil {
+		return x.Fence
+	}
+	return nil
+}
+
+func (x *AttachResponse) GetWaitMs() uint32 {
+	if x != nil {
+		return x.WaitMs
+	}
+	return 0
+}
+
+type DeviceIncarnation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Device        uint32                 `protobuf:"varint,1,opt,name=device,proto3" json:"device,omitempty"`
+	Incarnation   uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeviceIncarnation) Reset() {
+	*x = DeviceIncarnation{}
+	mi := &file_mdm_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceIncarnation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceIncarnation) ProtoMessage() {}
+
+func (x *DeviceIncarnation) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceIncarnation.ProtoReflect.Descriptor instead.
+func (*DeviceIncarnation) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *DeviceIncarnation) GetDevice() uint32 {
+	if x != nil {
+		return x.Device
+	}
+	return 0
+}
+
+func (x *DeviceIncarnation) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+type BrokenCopy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pg            uint32                 `protobuf:"varint,1,opt,name=pg,proto3" json:"pg,omitempty"`
+	Device        uint32                 `protobuf:"varint,2,opt,name=device,proto3" json:"device,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BrokenCopy) Reset() {
+	*x = BrokenCopy{}
+	mi := &file_mdm_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BrokenCopy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BrokenCopy) ProtoMessage() {}
+
+func (x *BrokenCopy) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BrokenCopy.ProtoReflect.Descriptor instead.
+func (*BrokenCopy) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *BrokenCopy) GetPg() uint32 {
+	if x != nil {
+		return x.Pg
+	}
+	return 0
+}
+
+func (x *BrokenCopy) GetDevice() uint32 {
+	if x != nil {
+		return x.Device
+	}
+	return 0
+}
+
 type DetachRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
 	Client        string                 `protobuf:"bytes,2,opt,name=client,proto3" json:"client,omitempty"`
 	Generation    uint64                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	Unflushed     bool                   `protobuf:"varint,4,opt,name=unflushed,proto3" json:"unflushed,omitempty"` // acked writes may not be flushed: the session ends as a dead client's does
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DetachRequest) Reset() {
 	*x = DetachRequest{}
-	mi := &file_mdm_proto_msgTypes[21]
+	mi := &file_mdm_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1623,7 +1795,7 @@ func (x *DetachRequest) String() string {
 func (*DetachRequest) ProtoMessage() {}
 
 func (x *DetachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[21]
+	mi := &file_mdm_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1636,7 +1808,7 @@ func (x *DetachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachRequest.ProtoReflect.Descriptor instead.
 func (*DetachRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{21}
+	return file_mdm_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DetachRequest) GetVolume() string {
@@ -1660,6 +1832,13 @@ func (x *DetachRequest) GetGeneration() uint64 {
 	return 0
 }
 
+func (x *DetachRequest) GetUnflushed() bool {
+	if x != nil {
+		return x.Unflushed
+	}
+	return false
+}
+
 type DetachResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1668,7 +1847,7 @@ type DetachResponse struct {
 
 func (x *DetachResponse) Reset() {
 	*x = DetachResponse{}
-	mi := &file_mdm_proto_msgTypes[22]
+	mi := &file_mdm_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1680,7 +1859,7 @@ func (x *DetachResponse) String() string {
 func (*DetachResponse) ProtoMessage() {}
 
 func (x *DetachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[22]
+	mi := &file_mdm_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1693,7 +1872,7 @@ func (x *DetachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachResponse.ProtoReflect.Descriptor instead.
 func (*DetachResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{22}
+	return file_mdm_proto_rawDescGZIP(), []int{24}
 }
 
 type RenewSessionRequest struct {
@@ -1706,7 +1885,7 @@ type RenewSessionRequest struct {
 
 func (x *RenewSessionRequest) Reset() {
 	*x = RenewSessionRequest{}
-	mi := &file_mdm_proto_msgTypes[23]
+	mi := &file_mdm_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1718,7 +1897,7 @@ func (x *RenewSessionRequest) String() string {
 func (*RenewSessionRequest) ProtoMessage() {}
 
 func (x *RenewSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[23]
+	mi := &file_mdm_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1731,7 +1910,7 @@ func (x *RenewSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewSessionRequest.ProtoReflect.Descriptor instead.
 func (*RenewSessionRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{23}
+	return file_mdm_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RenewSessionRequest) GetClient() string {
@@ -1749,17 +1928,22 @@ func (x *RenewSessionRequest) GetSessions() []*SessionState {
 }
 
 type SessionState struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Volume         uint64                 `protobuf:"varint,1,opt,name=volume,proto3" json:"volume,omitempty"`
-	Generation     uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
-	AdoptedVersion uint64                 `protobuf:"varint,3,opt,name=adopted_version,json=adoptedVersion,proto3" json:"adopted_version,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Volume     uint64                 `protobuf:"varint,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Generation uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Map version under which every device in sync was opened, and of which no
+	// write or flush issued under an older one is outstanding. 0: not yet attached.
+	AdoptedVersion uint64 `protobuf:"varint,3,opt,name=adopted_version,json=adoptedVersion,proto3" json:"adopted_version,omitempty"`
+	// Map version at whose incarnations the client holds every device in sync
+	// without having lost an acked write. 0: says nothing.
+	SoundVersion  uint64 `protobuf:"varint,4,opt,name=sound_version,json=soundVersion,proto3" json:"sound_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SessionState) Reset() {
 	*x = SessionState{}
-	mi := &file_mdm_proto_msgTypes[24]
+	mi := &file_mdm_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1771,7 +1955,7 @@ func (x *SessionState) String() string {
 func (*SessionState) ProtoMessage() {}
 
 func (x *SessionState) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[24]
+	mi := &file_mdm_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1784,7 +1968,7 @@ func (x *SessionState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionState.ProtoReflect.Descriptor instead.
 func (*SessionState) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{24}
+	return file_mdm_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SessionState) GetVolume() uint64 {
@@ -1808,6 +1992,13 @@ func (x *SessionState) GetAdoptedVersion() uint64 {
 	return 0
 }
 
+func (x *SessionState) GetSoundVersion() uint64 {
+	if x != nil {
+		return x.SoundVersion
+	}
+	return 0
+}
+
 type RenewSessionResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Lost          []uint64               `protobuf:"varint,1,rep,packed,name=lost,proto3" json:"lost,omitempty"`
@@ -1817,7 +2008,7 @@ type RenewSessionResponse struct {
 
 func (x *RenewSessionResponse) Reset() {
 	*x = RenewSessionResponse{}
-	mi := &file_mdm_proto_msgTypes[25]
+	mi := &file_mdm_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1829,7 +2020,7 @@ func (x *RenewSessionResponse) String() string {
 func (*RenewSessionResponse) ProtoMessage() {}
 
 func (x *RenewSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[25]
+	mi := &file_mdm_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1842,7 +2033,7 @@ func (x *RenewSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewSessionResponse.ProtoReflect.Descriptor instead.
 func (*RenewSessionResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{25}
+	return file_mdm_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RenewSessionResponse) GetLost() []uint64 {
@@ -1868,7 +2059,7 @@ type DropReplicaRequest struct {
 
 func (x *DropReplicaRequest) Reset() {
 	*x = DropReplicaRequest{}
-	mi := &file_mdm_proto_msgTypes[26]
+	mi := &file_mdm_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1880,7 +2071,7 @@ func (x *DropReplicaRequest) String() string {
 func (*DropReplicaRequest) ProtoMessage() {}
 
 func (x *DropReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[26]
+	mi := &file_mdm_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1893,7 +2084,7 @@ func (x *DropReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReplicaRequest.ProtoReflect.Descriptor instead.
 func (*DropReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{26}
+	return file_mdm_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DropReplicaRequest) GetVolume() uint64 {
@@ -1934,7 +2125,7 @@ type DropReplicaResponse struct {
 
 func (x *DropReplicaResponse) Reset() {
 	*x = DropReplicaResponse{}
-	mi := &file_mdm_proto_msgTypes[27]
+	mi := &file_mdm_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1946,7 +2137,7 @@ func (x *DropReplicaResponse) String() string {
 func (*DropReplicaResponse) ProtoMessage() {}
 
 func (x *DropReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[27]
+	mi := &file_mdm_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1959,7 +2150,7 @@ func (x *DropReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReplicaResponse.ProtoReflect.Descriptor instead.
 func (*DropReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{27}
+	return file_mdm_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DropReplicaResponse) GetDropped() []uint32 {
@@ -1976,6 +2167,483 @@ func (x *DropReplicaResponse) GetLast() []uint32 {
 	return nil
 }
 
+// A client cannot reach a device, and its I/O waits. It repeats the report,
+// twice a second or so, until the map or its connection changes.
+type ReportDeviceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        uint64                 `protobuf:"varint,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	Device        uint32                 `protobuf:"varint,3,opt,name=device,proto3" json:"device,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	FaultSets     uint32                 `protobuf:"varint,5,opt,name=fault_sets,json=faultSets,proto3" json:"fault_sets,omitempty"` // how many fault sets the client fails to reach, this one included
+	Attaching     bool                   `protobuf:"varint,6,opt,name=attaching,proto3" json:"attaching,omitempty"`                  // the wait for the old client's lease is over, the fence cannot be had
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportDeviceRequest) Reset() {
+	*x = ReportDeviceRequest{}
+	mi := &file_mdm_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportDeviceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportDeviceRequest) ProtoMessage() {}
+
+func (x *ReportDeviceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportDeviceRequest.ProtoReflect.Descriptor instead.
+func (*ReportDeviceRequest) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ReportDeviceRequest) GetVolume() uint64 {
+	if x != nil {
+		return x.Volume
+	}
+	return 0
+}
+
+func (x *ReportDeviceRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *ReportDeviceRequest) GetDevice() uint32 {
+	if x != nil {
+		return x.Device
+	}
+	return 0
+}
+
+func (x *ReportDeviceRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ReportDeviceRequest) GetFaultSets() uint32 {
+	if x != nil {
+		return x.FaultSets
+	}
+	return 0
+}
+
+func (x *ReportDeviceRequest) GetAttaching() bool {
+	if x != nil {
+		return x.Attaching
+	}
+	return false
+}
+
+type ReportDeviceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Evicted       bool                   `protobuf:"varint,1,opt,name=evicted,proto3" json:"evicted,omitempty"`  // it is out of every group where that is possible
+	Verdict       string                 `protobuf:"bytes,2,opt,name=verdict,proto3" json:"verdict,omitempty"`   // what mdm found, for people
+	Last          []uint32               `protobuf:"varint,3,rep,packed,name=last,proto3" json:"last,omitempty"` // groups that keep it: no other copy may stand for it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportDeviceResponse) Reset() {
+	*x = ReportDeviceResponse{}
+	mi := &file_mdm_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportDeviceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportDeviceResponse) ProtoMessage() {}
+
+func (x *ReportDeviceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportDeviceResponse.ProtoReflect.Descriptor instead.
+func (*ReportDeviceResponse) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *ReportDeviceResponse) GetEvicted() bool {
+	if x != nil {
+		return x.Evicted
+	}
+	return false
+}
+
+func (x *ReportDeviceResponse) GetVerdict() string {
+	if x != nil {
+		return x.Verdict
+	}
+	return ""
+}
+
+func (x *ReportDeviceResponse) GetLast() []uint32 {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+// Which of the device's groups may compare and copy now: every session has
+// adopted the epoch that announced the target (or is dead and fenced).
+type ResyncReadyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Device        uint32                 `protobuf:"varint,1,opt,name=device,proto3" json:"device,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResyncReadyRequest) Reset() {
+	*x = ResyncReadyRequest{}
+	mi := &file_mdm_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResyncReadyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResyncReadyRequest) ProtoMessage() {}
+
+func (x *ResyncReadyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResyncReadyRequest.ProtoReflect.Descriptor instead.
+func (*ResyncReadyRequest) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ResyncReadyRequest) GetDevice() uint32 {
+	if x != nil {
+		return x.Device
+	}
+	return 0
+}
+
+type ReadyGroup struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pg            uint32                 `protobuf:"varint,1,opt,name=pg,proto3" json:"pg,omitempty"`
+	Epoch         uint32                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`    // the target's
+	Sources       []*DeviceIncarnation   `protobuf:"bytes,3,rep,name=sources,proto3" json:"sources,omitempty"` // permitted, only in that incarnation
+	Broken        bool                   `protobuf:"varint,4,opt,name=broken,proto3" json:"broken,omitempty"`  // copies lost acked writes since the oldest session began
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadyGroup) Reset() {
+	*x = ReadyGroup{}
+	mi := &file_mdm_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadyGroup) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadyGroup) ProtoMessage() {}
+
+func (x *ReadyGroup) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadyGroup.ProtoReflect.Descriptor instead.
+func (*ReadyGroup) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ReadyGroup) GetPg() uint32 {
+	if x != nil {
+		return x.Pg
+	}
+	return 0
+}
+
+func (x *ReadyGroup) GetEpoch() uint32 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *ReadyGroup) GetSources() []*DeviceIncarnation {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *ReadyGroup) GetBroken() bool {
+	if x != nil {
+		return x.Broken
+	}
+	return false
+}
+
+type ResyncReadyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Groups        []*ReadyGroup          `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResyncReadyResponse) Reset() {
+	*x = ResyncReadyResponse{}
+	mi := &file_mdm_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResyncReadyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResyncReadyResponse) ProtoMessage() {}
+
+func (x *ResyncReadyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResyncReadyResponse.ProtoReflect.Descriptor instead.
+func (*ResyncReadyResponse) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ResyncReadyResponse) GetGroups() []*ReadyGroup {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+// The target has copied everything: it asks to be in sync.
+type JoinInSyncRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Device        uint32                 `protobuf:"varint,1,opt,name=device,proto3" json:"device,omitempty"`
+	Incarnation   uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Version       uint64                 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"` // map version that the device has learned
+	Groups        []*JoinGroup           `protobuf:"bytes,4,rep,name=groups,proto3" json:"groups,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinInSyncRequest) Reset() {
+	*x = JoinInSyncRequest{}
+	mi := &file_mdm_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinInSyncRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinInSyncRequest) ProtoMessage() {}
+
+func (x *JoinInSyncRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinInSyncRequest.ProtoReflect.Descriptor instead.
+func (*JoinInSyncRequest) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *JoinInSyncRequest) GetDevice() uint32 {
+	if x != nil {
+		return x.Device
+	}
+	return 0
+}
+
+func (x *JoinInSyncRequest) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *JoinInSyncRequest) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *JoinInSyncRequest) GetGroups() []*JoinGroup {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+type JoinGroup struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pg            uint32                 `protobuf:"varint,1,opt,name=pg,proto3" json:"pg,omitempty"`
+	Epoch         uint32                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinGroup) Reset() {
+	*x = JoinGroup{}
+	mi := &file_mdm_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinGroup) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinGroup) ProtoMessage() {}
+
+func (x *JoinGroup) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinGroup.ProtoReflect.Descriptor instead.
+func (*JoinGroup) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *JoinGroup) GetPg() uint32 {
+	if x != nil {
+		return x.Pg
+	}
+	return 0
+}
+
+func (x *JoinGroup) GetEpoch() uint32 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+type JoinInSyncResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Refused       []uint32               `protobuf:"varint,1,rep,packed,name=refused,proto3" json:"refused,omitempty"` // not the running target, or another attempt: give up
+	Later         []uint32               `protobuf:"varint,2,rep,packed,name=later,proto3" json:"later,omitempty"`     // ask again with a newer version
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinInSyncResponse) Reset() {
+	*x = JoinInSyncResponse{}
+	mi := &file_mdm_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinInSyncResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinInSyncResponse) ProtoMessage() {}
+
+func (x *JoinInSyncResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinInSyncResponse.ProtoReflect.Descriptor instead.
+func (*JoinInSyncResponse) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *JoinInSyncResponse) GetRefused() []uint32 {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+func (x *JoinInSyncResponse) GetLater() []uint32 {
+	if x != nil {
+		return x.Later
+	}
+	return nil
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1984,7 +2652,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_mdm_proto_msgTypes[28]
+	mi := &file_mdm_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +2664,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[28]
+	mi := &file_mdm_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2009,7 +2677,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{28}
+	return file_mdm_proto_rawDescGZIP(), []int{38}
 }
 
 type StatusResponse struct {
@@ -2030,13 +2698,14 @@ type StatusResponse struct {
 	Members       []string               `protobuf:"bytes,14,rep,name=members,proto3" json:"members,omitempty"`
 	Pgs           uint32                 `protobuf:"varint,15,opt,name=pgs,proto3" json:"pgs,omitempty"`
 	PgsDegraded   uint32                 `protobuf:"varint,16,opt,name=pgs_degraded,json=pgsDegraded,proto3" json:"pgs_degraded,omitempty"`
+	PgsRebuilding uint32                 `protobuf:"varint,17,opt,name=pgs_rebuilding,json=pgsRebuilding,proto3" json:"pgs_rebuilding,omitempty"` // a target is being brought in sync
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_mdm_proto_msgTypes[29]
+	mi := &file_mdm_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2048,7 +2717,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[29]
+	mi := &file_mdm_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2061,7 +2730,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{29}
+	return file_mdm_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StatusResponse) GetCluster() []byte {
@@ -2176,6 +2845,13 @@ func (x *StatusResponse) GetPgsDegraded() uint32 {
 	return 0
 }
 
+func (x *StatusResponse) GetPgsRebuilding() uint32 {
+	if x != nil {
+		return x.PgsRebuilding
+	}
+	return 0
+}
+
 type ListServersRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2184,7 +2860,7 @@ type ListServersRequest struct {
 
 func (x *ListServersRequest) Reset() {
 	*x = ListServersRequest{}
-	mi := &file_mdm_proto_msgTypes[30]
+	mi := &file_mdm_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2196,7 +2872,7 @@ func (x *ListServersRequest) String() string {
 func (*ListServersRequest) ProtoMessage() {}
 
 func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[30]
+	mi := &file_mdm_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2209,7 +2885,7 @@ func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersRequest.ProtoReflect.Descriptor instead.
 func (*ListServersRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{30}
+	return file_mdm_proto_rawDescGZIP(), []int{40}
 }
 
 type ListServersResponse struct {
@@ -2221,7 +2897,7 @@ type ListServersResponse struct {
 
 func (x *ListServersResponse) Reset() {
 	*x = ListServersResponse{}
-	mi := &file_mdm_proto_msgTypes[31]
+	mi := &file_mdm_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2233,7 +2909,7 @@ func (x *ListServersResponse) String() string {
 func (*ListServersResponse) ProtoMessage() {}
 
 func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[31]
+	mi := &file_mdm_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2246,7 +2922,7 @@ func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersResponse.ProtoReflect.Descriptor instead.
 func (*ListServersResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{31}
+	return file_mdm_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListServersResponse) GetServers() []*Server {
@@ -2264,7 +2940,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_mdm_proto_msgTypes[32]
+	mi := &file_mdm_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2276,7 +2952,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[32]
+	mi := &file_mdm_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2289,7 +2965,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{32}
+	return file_mdm_proto_rawDescGZIP(), []int{42}
 }
 
 type ListDevicesResponse struct {
@@ -2301,7 +2977,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_mdm_proto_msgTypes[33]
+	mi := &file_mdm_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2313,7 +2989,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[33]
+	mi := &file_mdm_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2326,7 +3002,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{33}
+	return file_mdm_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -2346,7 +3022,7 @@ type RemoveDeviceRequest struct {
 
 func (x *RemoveDeviceRequest) Reset() {
 	*x = RemoveDeviceRequest{}
-	mi := &file_mdm_proto_msgTypes[34]
+	mi := &file_mdm_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2358,7 +3034,7 @@ func (x *RemoveDeviceRequest) String() string {
 func (*RemoveDeviceRequest) ProtoMessage() {}
 
 func (x *RemoveDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[34]
+	mi := &file_mdm_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2371,7 +3047,7 @@ func (x *RemoveDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDeviceRequest.ProtoReflect.Descriptor instead.
 func (*RemoveDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{34}
+	return file_mdm_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RemoveDeviceRequest) GetId() uint32 {
@@ -2396,7 +3072,7 @@ type RemoveDeviceResponse struct {
 
 func (x *RemoveDeviceResponse) Reset() {
 	*x = RemoveDeviceResponse{}
-	mi := &file_mdm_proto_msgTypes[35]
+	mi := &file_mdm_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2408,7 +3084,7 @@ func (x *RemoveDeviceResponse) String() string {
 func (*RemoveDeviceResponse) ProtoMessage() {}
 
 func (x *RemoveDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[35]
+	mi := &file_mdm_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2421,7 +3097,7 @@ func (x *RemoveDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDeviceResponse.ProtoReflect.Descriptor instead.
 func (*RemoveDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{35}
+	return file_mdm_proto_rawDescGZIP(), []int{45}
 }
 
 type Event struct {
@@ -2438,7 +3114,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_mdm_proto_msgTypes[36]
+	mi := &file_mdm_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2450,7 +3126,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[36]
+	mi := &file_mdm_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2463,7 +3139,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{36}
+	return file_mdm_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -2519,7 +3195,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_mdm_proto_msgTypes[37]
+	mi := &file_mdm_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2531,7 +3207,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[37]
+	mi := &file_mdm_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2544,7 +3220,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{37}
+	return file_mdm_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *EventsRequest) GetAfter() uint64 {
@@ -2591,13 +3267,14 @@ const file_mdm_proto_rawDesc = "" +
 	"\x05PGSet\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x1a\n" +
 	"\breplicas\x18\x02 \x01(\rR\breplicas\x12\x14\n" +
-	"\x05count\x18\x03 \x01(\rR\x05count\"w\n" +
+	"\x05count\x18\x03 \x01(\rR\x05count\"\x9a\x01\n" +
 	"\x02PG\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\rR\x05epoch\x12\x1a\n" +
 	"\breplicas\x18\x03 \x03(\rR\breplicas\x12\x17\n" +
 	"\ain_sync\x18\x04 \x03(\rR\x06inSync\x12\x16\n" +
-	"\x06target\x18\x05 \x01(\rR\x06target\"\xbe\x02\n" +
+	"\x06target\x18\x05 \x01(\rR\x06target\x12!\n" +
+	"\ftarget_epoch\x18\x06 \x01(\rR\vtargetEpoch\"\xda\x02\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -2615,7 +3292,8 @@ const file_mdm_proto_rawDesc = "" +
 	"\vattached_by\x18\n" +
 	" \x01(\tR\n" +
 	"attachedBy\x12%\n" +
-	"\x0eattached_since\x18\v \x01(\tR\rattachedSince\"\xc1\x01\n" +
+	"\x0eattached_since\x18\v \x01(\tR\rattachedSince\x12\x1a\n" +
+	"\battached\x18\f \x01(\bR\battached\"\xc1\x01\n" +
 	"\x06Server\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x1b\n" +
@@ -2641,7 +3319,7 @@ const file_mdm_proto_rawDesc = "" +
 	"\tfault_set\x18\x03 \x01(\tR\bfaultSet\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\tR\aversion\x12\x18\n" +
 	"\acluster\x18\x05 \x01(\fR\acluster\x124\n" +
-	"\adevices\x18\x06 \x03(\v2\x1a.braid.mdm.v1.DeviceReportR\adevices\"\xd2\x02\n" +
+	"\adevices\x18\x06 \x03(\v2\x1a.braid.mdm.v1.DeviceReportR\adevices\"\xfb\x02\n" +
 	"\fDeviceReport\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\fR\x04uuid\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
@@ -2651,7 +3329,9 @@ const file_mdm_proto_rawDesc = "" +
 	"\rstart_counter\x18\x06 \x01(\x04R\fstartCounter\x12\x16\n" +
 	"\x06failed\x18\a \x01(\tR\x06failed\x12A\n" +
 	"\avolumes\x18\b \x03(\v2'.braid.mdm.v1.DeviceReport.VolumesEntryR\avolumes\x12\x14\n" +
-	"\x05freed\x18\t \x03(\x04R\x05freed\x1a:\n" +
+	"\x05freed\x18\t \x03(\x04R\x05freed\x12'\n" +
+	"\x0fadopted_version\x18\n" +
+	" \x01(\x04R\x0eadoptedVersion\x1a:\n" +
 	"\fVolumesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x04R\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xa1\x01\n" +
@@ -2703,7 +3383,7 @@ const file_mdm_proto_rawDesc = "" +
 	"\vguest_alive\x18\x05 \x01(\bR\n" +
 	"guestAlive\x12\x1b\n" +
 	"\tread_only\x18\x06 \x01(\bR\breadOnly\x12\x18\n" +
-	"\arequest\x18\a \x01(\tR\arequest\"\xbd\x01\n" +
+	"\arequest\x18\a \x01(\tR\arequest\"\x84\x03\n" +
 	"\x0eAttachResponse\x12,\n" +
 	"\x06volume\x18\x01 \x01(\v2\x14.braid.mdm.v1.VolumeR\x06volume\x12\x1e\n" +
 	"\n" +
@@ -2711,23 +3391,38 @@ const file_mdm_proto_rawDesc = "" +
 	"generation\x12\x18\n" +
 	"\asession\x18\x03 \x01(\x04R\asession\x12\x19\n" +
 	"\blease_ms\x18\x04 \x01(\rR\aleaseMs\x12(\n" +
-	"\x03map\x18\x05 \x01(\v2\x16.braid.mdm.v1.MapDeltaR\x03map\"_\n" +
+	"\x03map\x18\x05 \x01(\v2\x16.braid.mdm.v1.MapDeltaR\x03map\x12;\n" +
+	"\bprevious\x18\x06 \x03(\v2\x1f.braid.mdm.v1.DeviceIncarnationR\bprevious\x120\n" +
+	"\x06broken\x18\a \x03(\v2\x18.braid.mdm.v1.BrokenCopyR\x06broken\x12'\n" +
+	"\x0fresume_possible\x18\b \x01(\bR\x0eresumePossible\x12\x14\n" +
+	"\x05fence\x18\t \x03(\rR\x05fence\x12\x17\n" +
+	"\await_ms\x18\n" +
+	" \x01(\rR\x06waitMs\"M\n" +
+	"\x11DeviceIncarnation\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\rR\x06device\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\"4\n" +
+	"\n" +
+	"BrokenCopy\x12\x0e\n" +
+	"\x02pg\x18\x01 \x01(\rR\x02pg\x12\x16\n" +
+	"\x06device\x18\x02 \x01(\rR\x06device\"}\n" +
 	"\rDetachRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06client\x18\x02 \x01(\tR\x06client\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x03 \x01(\x04R\n" +
-	"generation\"\x10\n" +
+	"generation\x12\x1c\n" +
+	"\tunflushed\x18\x04 \x01(\bR\tunflushed\"\x10\n" +
 	"\x0eDetachResponse\"e\n" +
 	"\x13RenewSessionRequest\x12\x16\n" +
 	"\x06client\x18\x01 \x01(\tR\x06client\x126\n" +
-	"\bsessions\x18\x02 \x03(\v2\x1a.braid.mdm.v1.SessionStateR\bsessions\"o\n" +
+	"\bsessions\x18\x02 \x03(\v2\x1a.braid.mdm.v1.SessionStateR\bsessions\"\x94\x01\n" +
 	"\fSessionState\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\x04R\x06volume\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12'\n" +
-	"\x0fadopted_version\x18\x03 \x01(\x04R\x0eadoptedVersion\"*\n" +
+	"\x0fadopted_version\x18\x03 \x01(\x04R\x0eadoptedVersion\x12#\n" +
+	"\rsound_version\x18\x04 \x01(\x04R\fsoundVersion\"*\n" +
 	"\x14RenewSessionResponse\x12\x12\n" +
 	"\x04lost\x18\x01 \x03(\x04R\x04lost\"|\n" +
 	"\x12DropReplicaRequest\x12\x16\n" +
@@ -2739,8 +3434,43 @@ const file_mdm_proto_rawDesc = "" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\"C\n" +
 	"\x13DropReplicaResponse\x12\x18\n" +
 	"\adropped\x18\x01 \x03(\rR\adropped\x12\x12\n" +
-	"\x04last\x18\x02 \x03(\rR\x04last\"\x0f\n" +
-	"\rStatusRequest\"\xbc\x03\n" +
+	"\x04last\x18\x02 \x03(\rR\x04last\"\xba\x01\n" +
+	"\x13ReportDeviceRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\x04R\x06volume\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12\x16\n" +
+	"\x06device\x18\x03 \x01(\rR\x06device\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1d\n" +
+	"\n" +
+	"fault_sets\x18\x05 \x01(\rR\tfaultSets\x12\x1c\n" +
+	"\tattaching\x18\x06 \x01(\bR\tattaching\"^\n" +
+	"\x14ReportDeviceResponse\x12\x18\n" +
+	"\aevicted\x18\x01 \x01(\bR\aevicted\x12\x18\n" +
+	"\averdict\x18\x02 \x01(\tR\averdict\x12\x12\n" +
+	"\x04last\x18\x03 \x03(\rR\x04last\",\n" +
+	"\x12ResyncReadyRequest\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\rR\x06device\"\x85\x01\n" +
+	"\n" +
+	"ReadyGroup\x12\x0e\n" +
+	"\x02pg\x18\x01 \x01(\rR\x02pg\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\rR\x05epoch\x129\n" +
+	"\asources\x18\x03 \x03(\v2\x1f.braid.mdm.v1.DeviceIncarnationR\asources\x12\x16\n" +
+	"\x06broken\x18\x04 \x01(\bR\x06broken\"G\n" +
+	"\x13ResyncReadyResponse\x120\n" +
+	"\x06groups\x18\x01 \x03(\v2\x18.braid.mdm.v1.ReadyGroupR\x06groups\"\x98\x01\n" +
+	"\x11JoinInSyncRequest\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\rR\x06device\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x04R\aversion\x12/\n" +
+	"\x06groups\x18\x04 \x03(\v2\x17.braid.mdm.v1.JoinGroupR\x06groups\"1\n" +
+	"\tJoinGroup\x12\x0e\n" +
+	"\x02pg\x18\x01 \x01(\rR\x02pg\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\rR\x05epoch\"D\n" +
+	"\x12JoinInSyncResponse\x12\x18\n" +
+	"\arefused\x18\x01 \x03(\rR\arefused\x12\x14\n" +
+	"\x05later\x18\x02 \x03(\rR\x05later\"\x0f\n" +
+	"\rStatusRequest\"\xe3\x03\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x16\n" +
 	"\x06health\x18\x02 \x01(\tR\x06health\x12\x18\n" +
@@ -2761,7 +3491,8 @@ const file_mdm_proto_rawDesc = "" +
 	"\x06leader\x18\r \x01(\tR\x06leader\x12\x18\n" +
 	"\amembers\x18\x0e \x03(\tR\amembers\x12\x10\n" +
 	"\x03pgs\x18\x0f \x01(\rR\x03pgs\x12!\n" +
-	"\fpgs_degraded\x18\x10 \x01(\rR\vpgsDegraded\"\x14\n" +
+	"\fpgs_degraded\x18\x10 \x01(\rR\vpgsDegraded\x12%\n" +
+	"\x0epgs_rebuilding\x18\x11 \x01(\rR\rpgsRebuilding\"\x14\n" +
 	"\x12ListServersRequest\"E\n" +
 	"\x13ListServersResponse\x12.\n" +
 	"\aservers\x18\x01 \x03(\v2\x14.braid.mdm.v1.ServerR\aservers\"\x14\n" +
@@ -2782,7 +3513,7 @@ const file_mdm_proto_rawDesc = "" +
 	"\rEventsRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x14\n" +
-	"\x05limit\x18\x03 \x01(\rR\x05limit2\xff\t\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit2\xfb\v\n" +
 	"\x03Mdm\x12[\n" +
 	"\x0eRegisterServer\x12#.braid.mdm.v1.RegisterServerRequest\x1a$.braid.mdm.v1.RegisterServerResponse\x12R\n" +
 	"\vRenewServer\x12 .braid.mdm.v1.RenewServerRequest\x1a!.braid.mdm.v1.RenewServerResponse\x12C\n" +
@@ -2794,7 +3525,11 @@ const file_mdm_proto_rawDesc = "" +
 	"\x06Attach\x12\x1b.braid.mdm.v1.AttachRequest\x1a\x1c.braid.mdm.v1.AttachResponse\x12C\n" +
 	"\x06Detach\x12\x1b.braid.mdm.v1.DetachRequest\x1a\x1c.braid.mdm.v1.DetachResponse\x12U\n" +
 	"\fRenewSession\x12!.braid.mdm.v1.RenewSessionRequest\x1a\".braid.mdm.v1.RenewSessionResponse\x12R\n" +
-	"\vDropReplica\x12 .braid.mdm.v1.DropReplicaRequest\x1a!.braid.mdm.v1.DropReplicaResponse\x12C\n" +
+	"\vDropReplica\x12 .braid.mdm.v1.DropReplicaRequest\x1a!.braid.mdm.v1.DropReplicaResponse\x12U\n" +
+	"\fReportDevice\x12!.braid.mdm.v1.ReportDeviceRequest\x1a\".braid.mdm.v1.ReportDeviceResponse\x12R\n" +
+	"\vResyncReady\x12 .braid.mdm.v1.ResyncReadyRequest\x1a!.braid.mdm.v1.ResyncReadyResponse\x12O\n" +
+	"\n" +
+	"JoinInSync\x12\x1f.braid.mdm.v1.JoinInSyncRequest\x1a .braid.mdm.v1.JoinInSyncResponse\x12C\n" +
 	"\x06Status\x12\x1b.braid.mdm.v1.StatusRequest\x1a\x1c.braid.mdm.v1.StatusResponse\x12R\n" +
 	"\vListServers\x12 .braid.mdm.v1.ListServersRequest\x1a!.braid.mdm.v1.ListServersResponse\x12R\n" +
 	"\vListDevices\x12 .braid.mdm.v1.ListDevicesRequest\x1a!.braid.mdm.v1.ListDevicesResponse\x12U\n" +
@@ -2813,7 +3548,7 @@ func file_mdm_proto_rawDescGZIP() []byte {
 	return file_mdm_proto_rawDescData
 }
 
-var file_mdm_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_mdm_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_mdm_proto_goTypes = []any{
 	(*Device)(nil),                 // 0: braid.mdm.v1.Device
 	(*PGSet)(nil),                  // 1: braid.mdm.v1.PGSet
@@ -2836,24 +3571,34 @@ var file_mdm_proto_goTypes = []any{
 	(*DeleteVolumeResponse)(nil),   // 18: braid.mdm.v1.DeleteVolumeResponse
 	(*AttachRequest)(nil),          // 19: braid.mdm.v1.AttachRequest
 	(*AttachResponse)(nil),         // 20: braid.mdm.v1.AttachResponse
-	(*DetachRequest)(nil),          // 21: braid.mdm.v1.DetachRequest
-	(*DetachResponse)(nil),         // 22: braid.mdm.v1.DetachResponse
-	(*RenewSessionRequest)(nil),    // 23: braid.mdm.v1.RenewSessionRequest
-	(*SessionState)(nil),           // 24: braid.mdm.v1.SessionState
-	(*RenewSessionResponse)(nil),   // 25: braid.mdm.v1.RenewSessionResponse
-	(*DropReplicaRequest)(nil),     // 26: braid.mdm.v1.DropReplicaRequest
-	(*DropReplicaResponse)(nil),    // 27: braid.mdm.v1.DropReplicaResponse
-	(*StatusRequest)(nil),          // 28: braid.mdm.v1.StatusRequest
-	(*StatusResponse)(nil),         // 29: braid.mdm.v1.StatusResponse
-	(*ListServersRequest)(nil),     // 30: braid.mdm.v1.ListServersRequest
-	(*ListServersResponse)(nil),    // 31: braid.mdm.v1.ListServersResponse
-	(*ListDevicesRequest)(nil),     // 32: braid.mdm.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),    // 33: braid.mdm.v1.ListDevicesResponse
-	(*RemoveDeviceRequest)(nil),    // 34: braid.mdm.v1.RemoveDeviceRequest
-	(*RemoveDeviceResponse)(nil),   // 35: braid.mdm.v1.RemoveDeviceResponse
-	(*Event)(nil),                  // 36: braid.mdm.v1.Event
-	(*EventsRequest)(nil),          // 37: braid.mdm.v1.EventsRequest
-	nil,                            // 38: braid.mdm.v1.DeviceReport.VolumesEntry
+	(*DeviceIncarnation)(nil),      // 21: braid.mdm.v1.DeviceIncarnation
+	(*BrokenCopy)(nil),             // 22: braid.mdm.v1.BrokenCopy
+	(*DetachRequest)(nil),          // 23: braid.mdm.v1.DetachRequest
+	(*DetachResponse)(nil),         // 24: braid.mdm.v1.DetachResponse
+	(*RenewSessionRequest)(nil),    // 25: braid.mdm.v1.RenewSessionRequest
+	(*SessionState)(nil),           // 26: braid.mdm.v1.SessionState
+	(*RenewSessionResponse)(nil),   // 27: braid.mdm.v1.RenewSessionResponse
+	(*DropReplicaRequest)(nil),     // 28: braid.mdm.v1.DropReplicaRequest
+	(*DropReplicaResponse)(nil),    // 29: braid.mdm.v1.DropReplicaResponse
+	(*ReportDeviceRequest)(nil),    // 30: braid.mdm.v1.ReportDeviceRequest
+	(*ReportDeviceResponse)(nil),   // 31: braid.mdm.v1.ReportDeviceResponse
+	(*ResyncReadyRequest)(nil),     // 32: braid.mdm.v1.ResyncReadyRequest
+	(*ReadyGroup)(nil),             // 33: braid.mdm.v1.ReadyGroup
+	(*ResyncReadyResponse)(nil),    // 34: braid.mdm.v1.ResyncReadyResponse
+	(*JoinInSyncRequest)(nil),      // 35: braid.mdm.v1.JoinInSyncRequest
+	(*JoinGroup)(nil),              // 36: braid.mdm.v1.JoinGroup
+	(*JoinInSyncResponse)(nil),     // 37: braid.mdm.v1.JoinInSyncResponse
+	(*StatusRequest)(nil),          // 38: braid.mdm.v1.StatusRequest
+	(*StatusResponse)(nil),         // 39: braid.mdm.v1.StatusResponse
+	(*ListServersRequest)(nil),     // 40: braid.mdm.v1.ListServersRequest
+	(*ListServersResponse)(nil),    // 41: braid.mdm.v1.ListServersResponse
+	(*ListDevicesRequest)(nil),     // 42: braid.mdm.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),    // 43: braid.mdm.v1.ListDevicesResponse
+	(*RemoveDeviceRequest)(nil),    // 44: braid.mdm.v1.RemoveDeviceRequest
+	(*RemoveDeviceResponse)(nil),   // 45: braid.mdm.v1.RemoveDeviceResponse
+	(*Event)(nil),                  // 46: braid.mdm.v1.Event
+	(*EventsRequest)(nil),          // 47: braid.mdm.v1.EventsRequest
+	nil,                            // 48: braid.mdm.v1.DeviceReport.VolumesEntry
 }
 var file_mdm_proto_depIdxs = []int32{
 	0,  // 0: braid.mdm.v1.MapDelta.devices:type_name -> braid.mdm.v1.Device
@@ -2861,52 +3606,63 @@ var file_mdm_proto_depIdxs = []int32{
 	2,  // 2: braid.mdm.v1.MapDelta.pgs:type_name -> braid.mdm.v1.PG
 	3,  // 3: braid.mdm.v1.MapDelta.volumes:type_name -> braid.mdm.v1.Volume
 	7,  // 4: braid.mdm.v1.RegisterServerRequest.devices:type_name -> braid.mdm.v1.DeviceReport
-	38, // 5: braid.mdm.v1.DeviceReport.volumes:type_name -> braid.mdm.v1.DeviceReport.VolumesEntry
+	48, // 5: braid.mdm.v1.DeviceReport.volumes:type_name -> braid.mdm.v1.DeviceReport.VolumesEntry
 	7,  // 6: braid.mdm.v1.RenewServerRequest.devices:type_name -> braid.mdm.v1.DeviceReport
 	3,  // 7: braid.mdm.v1.VolumeResponse.volume:type_name -> braid.mdm.v1.Volume
 	3,  // 8: braid.mdm.v1.ListVolumesResponse.volumes:type_name -> braid.mdm.v1.Volume
 	3,  // 9: braid.mdm.v1.AttachResponse.volume:type_name -> braid.mdm.v1.Volume
 	5,  // 10: braid.mdm.v1.AttachResponse.map:type_name -> braid.mdm.v1.MapDelta
-	24, // 11: braid.mdm.v1.RenewSessionRequest.sessions:type_name -> braid.mdm.v1.SessionState
-	4,  // 12: braid.mdm.v1.ListServersResponse.servers:type_name -> braid.mdm.v1.Server
-	0,  // 13: braid.mdm.v1.ListDevicesResponse.devices:type_name -> braid.mdm.v1.Device
-	6,  // 14: braid.mdm.v1.Mdm.RegisterServer:input_type -> braid.mdm.v1.RegisterServerRequest
-	9,  // 15: braid.mdm.v1.Mdm.RenewServer:input_type -> braid.mdm.v1.RenewServerRequest
-	11, // 16: braid.mdm.v1.Mdm.WatchMap:input_type -> braid.mdm.v1.WatchMapRequest
-	12, // 17: braid.mdm.v1.Mdm.CreateVolume:input_type -> braid.mdm.v1.CreateVolumeRequest
-	14, // 18: braid.mdm.v1.Mdm.ListVolumes:input_type -> braid.mdm.v1.ListVolumesRequest
-	16, // 19: braid.mdm.v1.Mdm.ResizeVolume:input_type -> braid.mdm.v1.ResizeVolumeRequest
-	17, // 20: braid.mdm.v1.Mdm.DeleteVolume:input_type -> braid.mdm.v1.DeleteVolumeRequest
-	19, // 21: braid.mdm.v1.Mdm.Attach:input_type -> braid.mdm.v1.AttachRequest
-	21, // 22: braid.mdm.v1.Mdm.Detach:input_type -> braid.mdm.v1.DetachRequest
-	23, // 23: braid.mdm.v1.Mdm.RenewSession:input_type -> braid.mdm.v1.RenewSessionRequest
-	26, // 24: braid.mdm.v1.Mdm.DropReplica:input_type -> braid.mdm.v1.DropReplicaRequest
-	28, // 25: braid.mdm.v1.Mdm.Status:input_type -> braid.mdm.v1.StatusRequest
-	30, // 26: braid.mdm.v1.Mdm.ListServers:input_type -> braid.mdm.v1.ListServersRequest
-	32, // 27: braid.mdm.v1.Mdm.ListDevices:input_type -> braid.mdm.v1.ListDevicesRequest
-	34, // 28: braid.mdm.v1.Mdm.RemoveDevice:input_type -> braid.mdm.v1.RemoveDeviceRequest
-	37, // 29: braid.mdm.v1.Mdm.Events:input_type -> braid.mdm.v1.EventsRequest
-	8,  // 30: braid.mdm.v1.Mdm.RegisterServer:output_type -> braid.mdm.v1.RegisterServerResponse
-	10, // 31: braid.mdm.v1.Mdm.RenewServer:output_type -> braid.mdm.v1.RenewServerResponse
-	5,  // 32: braid.mdm.v1.Mdm.WatchMap:output_type -> braid.mdm.v1.MapDelta
-	13, // 33: braid.mdm.v1.Mdm.CreateVolume:output_type -> braid.mdm.v1.VolumeResponse
-	15, // 34: braid.mdm.v1.Mdm.ListVolumes:output_type -> braid.mdm.v1.ListVolumesResponse
-	13, // 35: braid.mdm.v1.Mdm.ResizeVolume:output_type -> braid.mdm.v1.VolumeResponse
-	18, // 36: braid.mdm.v1.Mdm.DeleteVolume:output_type -> braid.mdm.v1.DeleteVolumeResponse
-	20, // 37: braid.mdm.v1.Mdm.Attach:output_type -> braid.mdm.v1.AttachResponse
-	22, // 38: braid.mdm.v1.Mdm.Detach:output_type -> braid.mdm.v1.DetachResponse
-	25, // 39: braid.mdm.v1.Mdm.RenewSession:output_type -> braid.mdm.v1.RenewSessionResponse
-	27, // 40: braid.mdm.v1.Mdm.DropReplica:output_type -> braid.mdm.v1.DropReplicaResponse
-	29, // 41: braid.mdm.v1.Mdm.Status:output_type -> braid.mdm.v1.StatusResponse
-	31, // 42: braid.mdm.v1.Mdm.ListServers:output_type -> braid.mdm.v1.ListServersResponse
-	33, // 43: braid.mdm.v1.Mdm.ListDevices:output_type -> braid.mdm.v1.ListDevicesResponse
-	35, // 44: braid.mdm.v1.Mdm.RemoveDevice:output_type -> braid.mdm.v1.RemoveDeviceResponse
-	36, // 45: braid.mdm.v1.Mdm.Events:output_type -> braid.mdm.v1.Event
-	30, // [30:46] is the sub-list for method output_type
-	14, // [14:30] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	21, // 11: braid.mdm.v1.AttachResponse.previous:type_name -> braid.mdm.v1.DeviceIncarnation
+	22, // 12: braid.mdm.v1.AttachResponse.broken:type_name -> braid.mdm.v1.BrokenCopy
+	26, // 13: braid.mdm.v1.RenewSessionRequest.sessions:type_name -> braid.mdm.v1.SessionState
+	21, // 14: braid.mdm.v1.ReadyGroup.sources:type_name -> braid.mdm.v1.DeviceIncarnation
+	33, // 15: braid.mdm.v1.ResyncReadyResponse.groups:type_name -> braid.mdm.v1.ReadyGroup
+	36, // 16: braid.mdm.v1.JoinInSyncRequest.groups:type_name -> braid.mdm.v1.JoinGroup
+	4,  // 17: braid.mdm.v1.ListServersResponse.servers:type_name -> braid.mdm.v1.Server
+	0,  // 18: braid.mdm.v1.ListDevicesResponse.devices:type_name -> braid.mdm.v1.Device
+	6,  // 19: braid.mdm.v1.Mdm.RegisterServer:input_type -> braid.mdm.v1.RegisterServerRequest
+	9,  // 20: braid.mdm.v1.Mdm.RenewServer:input_type -> braid.mdm.v1.RenewServerRequest
+	11, // 21: braid.mdm.v1.Mdm.WatchMap:input_type -> braid.mdm.v1.WatchMapRequest
+	12, // 22: braid.mdm.v1.Mdm.CreateVolume:input_type -> braid.mdm.v1.CreateVolumeRequest
+	14, // 23: braid.mdm.v1.Mdm.ListVolumes:input_type -> braid.mdm.v1.ListVolumesRequest
+	16, // 24: braid.mdm.v1.Mdm.ResizeVolume:input_type -> braid.mdm.v1.ResizeVolumeRequest
+	17, // 25: braid.mdm.v1.Mdm.DeleteVolume:input_type -> braid.mdm.v1.DeleteVolumeRequest
+	19, // 26: braid.mdm.v1.Mdm.Attach:input_type -> braid.mdm.v1.AttachRequest
+	23, // 27: braid.mdm.v1.Mdm.Detach:input_type -> braid.mdm.v1.DetachRequest
+	25, // 28: braid.mdm.v1.Mdm.RenewSession:input_type -> braid.mdm.v1.RenewSessionRequest
+	28, // 29: braid.mdm.v1.Mdm.DropReplica:input_type -> braid.mdm.v1.DropReplicaRequest
+	30, // 30: braid.mdm.v1.Mdm.ReportDevice:input_type -> braid.mdm.v1.ReportDeviceRequest
+	32, // 31: braid.mdm.v1.Mdm.ResyncReady:input_type -> braid.mdm.v1.ResyncReadyRequest
+	35, // 32: braid.mdm.v1.Mdm.JoinInSync:input_type -> braid.mdm.v1.JoinInSyncRequest
+	38, // 33: braid.mdm.v1.Mdm.Status:input_type -> braid.mdm.v1.StatusRequest
+	40, // 34: braid.mdm.v1.Mdm.ListServers:input_type -> braid.mdm.v1.ListServersRequest
+	42, // 35: braid.mdm.v1.Mdm.ListDevices:input_type -> braid.mdm.v1.ListDevicesRequest
+	44, // 36: braid.mdm.v1.Mdm.RemoveDevice:input_type -> braid.mdm.v1.RemoveDeviceRequest
+	47, // 37: braid.mdm.v1.Mdm.Events:input_type -> braid.mdm.v1.EventsRequest
+	8,  // 38: braid.mdm.v1.Mdm.RegisterServer:output_type -> braid.mdm.v1.RegisterServerResponse
+	10, // 39: braid.mdm.v1.Mdm.RenewServer:output_type -> braid.mdm.v1.RenewServerResponse
+	5,  // 40: braid.mdm.v1.Mdm.WatchMap:output_type -> braid.mdm.v1.MapDelta
+	13, // 41: braid.mdm.v1.Mdm.CreateVolume:output_type -> braid.mdm.v1.VolumeResponse
+	15, // 42: braid.mdm.v1.Mdm.ListVolumes:output_type -> braid.mdm.v1.ListVolumesResponse
+	13, // 43: braid.mdm.v1.Mdm.ResizeVolume:output_type -> braid.mdm.v1.VolumeResponse
+	18, // 44: braid.mdm.v1.Mdm.DeleteVolume:output_type -> braid.mdm.v1.DeleteVolumeResponse
+	20, // 45: braid.mdm.v1.Mdm.Attach:output_type -> braid.mdm.v1.AttachResponse
+	24, // 46: braid.mdm.v1.Mdm.Detach:output_type -> braid.mdm.v1.DetachResponse
+	27, // 47: braid.mdm.v1.Mdm.RenewSession:output_type -> braid.mdm.v1.RenewSessionResponse
+	29, // 48: braid.mdm.v1.Mdm.DropReplica:output_type -> braid.mdm.v1.DropReplicaResponse
+	31, // 49: braid.mdm.v1.Mdm.ReportDevice:output_type -> braid.mdm.v1.ReportDeviceResponse
+	34, // 50: braid.mdm.v1.Mdm.ResyncReady:output_type -> braid.mdm.v1.ResyncReadyResponse
+	37, // 51: braid.mdm.v1.Mdm.JoinInSync:output_type -> braid.mdm.v1.JoinInSyncResponse
+	39, // 52: braid.mdm.v1.Mdm.Status:output_type -> braid.mdm.v1.StatusResponse
+	41, // 53: braid.mdm.v1.Mdm.ListServers:output_type -> braid.mdm.v1.ListServersResponse
+	43, // 54: braid.mdm.v1.Mdm.ListDevices:output_type -> braid.mdm.v1.ListDevicesResponse
+	45, // 55: braid.mdm.v1.Mdm.RemoveDevice:output_type -> braid.mdm.v1.RemoveDeviceResponse
+	46, // 56: braid.mdm.v1.Mdm.Events:output_type -> braid.mdm.v1.Event
+	38, // [38:57] is the sub-list for method output_type
+	19, // [19:38] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_mdm_proto_init() }
@@ -2920,7 +3676,7 @@ func file_mdm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mdm_proto_rawDesc), len(file_mdm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   39,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -60,6 +60,12 @@ const (
 	MdmRenewSessionProcedure = "/braid.mdm.v1.Mdm/RenewSession"
 	// MdmDropReplicaProcedure is the fully-qualified name of the Mdm's DropReplica RPC.
 	MdmDropReplicaProcedure = "/braid.mdm.v1.Mdm/DropReplica"
+	// MdmReportDeviceProcedure is the fully-qualified name of the Mdm's ReportDevice RPC.
+	MdmReportDeviceProcedure = "/braid.mdm.v1.Mdm/ReportDevice"
+	// MdmResyncReadyProcedure is the fully-qualified name of the Mdm's ResyncReady RPC.
+	MdmResyncReadyProcedure = "/braid.mdm.v1.Mdm/ResyncReady"
+	// MdmJoinInSyncProcedure is the fully-qualified name of the Mdm's JoinInSync RPC.
+	MdmJoinInSyncProcedure = "/braid.mdm.v1.Mdm/JoinInSync"
 	// MdmStatusProcedure is the fully-qualified name of the Mdm's Status RPC.
 	MdmStatusProcedure = "/braid.mdm.v1.Mdm/Status"
 	// MdmListServersProcedure is the fully-qualified name of the Mdm's ListServers RPC.
@@ -85,6 +91,9 @@ type MdmClient interface {
 	Detach(context.Context, *connect.Request[pb.DetachRequest]) (*connect.Response[pb.DetachResponse], error)
 	RenewSession(context.Context, *connect.Request[pb.RenewSessionRequest]) (*connect.Response[pb.RenewSessionResponse], error)
 	DropReplica(context.Context, *connect.Request[pb.DropReplicaRequest]) (*connect.Response[pb.DropReplicaResponse], error)
+	ReportDevice(context.Context, *connect.Request[pb.ReportDeviceRequest]) (*connect.Response[pb.ReportDeviceResponse], error)
+	ResyncReady(context.Context, *connect.Request[pb.ResyncReadyRequest]) (*connect.Response[pb.ResyncReadyResponse], error)
+	JoinInSync(context.Context, *connect.Request[pb.JoinInSyncRequest]) (*connect.Response[pb.JoinInSyncResponse], error)
 	Status(context.Context, *connect.Request[pb.StatusRequest]) (*connect.Response[pb.StatusResponse], error)
 	ListServers(context.Context, *connect.Request[pb.ListServersRequest]) (*connect.Response[pb.ListServersResponse], error)
 	ListDevices(context.Context, *connect.Request[pb.ListDevicesRequest]) (*connect.Response[pb.ListDevicesResponse], error)
@@ -169,6 +178,24 @@ func NewMdmClient(httpClient connect.HTTPClient, baseURL string, opts ...connect
 			connect.WithSchema(mdmMethods.ByName("DropReplica")),
 			connect.WithClientOptions(opts...),
 		),
+		reportDevice: connect.NewClient[pb.ReportDeviceRequest, pb.ReportDeviceResponse](
+			httpClient,
+			baseURL+MdmReportDeviceProcedure,
+			connect.WithSchema(mdmMethods.ByName("ReportDevice")),
+			connect.WithClientOptions(opts...),
+		),
+		resyncReady: connect.NewClient[pb.ResyncReadyRequest, pb.ResyncReadyResponse](
+			httpClient,
+			baseURL+MdmResyncReadyProcedure,
+			connect.WithSchema(mdmMethods.ByName("ResyncReady")),
+			connect.WithClientOptions(opts...),
+		),
+		joinInSync: connect.NewClient[pb.JoinInSyncRequest, pb.JoinInSyncResponse](
+			httpClient,
+			baseURL+MdmJoinInSyncProcedure,
+			connect.WithSchema(mdmMethods.ByName("JoinInSync")),
+			connect.WithClientOptions(opts...),
+		),
 		status: connect.NewClient[pb.StatusRequest, pb.StatusResponse](
 			httpClient,
 			baseURL+MdmStatusProcedure,
@@ -215,6 +242,9 @@ type mdmClient struct {
 	detach         *connect.Client[pb.DetachRequest, pb.DetachResponse]
 	renewSession   *connect.Client[pb.RenewSessionRequest, pb.RenewSessionResponse]
 	dropReplica    *connect.Client[pb.DropReplicaRequest, pb.DropReplicaResponse]
+	reportDevice   *connect.Client[pb.ReportDeviceRequest, pb.ReportDeviceResponse]
+	resyncReady    *connect.Client[pb.ResyncReadyRequest, pb.ResyncReadyResponse]
+	joinInSync     *connect.Client[pb.JoinInSyncRequest, pb.JoinInSyncResponse]
 	status         *connect.Client[pb.StatusRequest, pb.StatusResponse]
 	listServers    *connect.Client[pb.ListServersRequest, pb.ListServersResponse]
 	listDevices    *connect.Client[pb.ListDevicesRequest, pb.ListDevicesResponse]
@@ -277,6 +307,21 @@ func (c *mdmClient) DropReplica(ctx context.Context, req *connect.Request[pb.Dro
 	return c.dropReplica.CallUnary(ctx, req)
 }
 
+// ReportDevice calls braid.mdm.v1.Mdm.ReportDevice.
+func (c *mdmClient) ReportDevice(ctx context.Context, req *connect.Request[pb.ReportDeviceRequest]) (*connect.Response[pb.ReportDeviceResponse], error) {
+	return c.reportDevice.CallUnary(ctx, req)
+}
+
+// ResyncReady calls braid.mdm.v1.Mdm.ResyncReady.
+func (c *mdmClient) ResyncReady(ctx context.Context, req *connect.Request[pb.ResyncReadyRequest]) (*connect.Response[pb.ResyncReadyResponse], error) {
+	return c.resyncReady.CallUnary(ctx, req)
+}
+
+// JoinInSync calls braid.mdm.v1.Mdm.JoinInSync.
+func (c *mdmClient) JoinInSync(ctx context.Context, req *connect.Request[pb.JoinInSyncRequest]) (*connect.Response[pb.JoinInSyncResponse], error) {
+	return c.joinInSync.CallUnary(ctx, req)
+}
+
 // Status calls braid.mdm.v1.Mdm.Status.
 func (c *mdmClient) Status(ctx context.Context, req *connect.Request[pb.StatusRequest]) (*connect.Response[pb.StatusResponse], error) {
 	return c.status.CallUnary(ctx, req)
@@ -315,6 +360,9 @@ type MdmHandler interface {
 	Detach(context.Context, *connect.Request[pb.DetachRequest]) (*connect.Response[pb.DetachResponse], error)
 	RenewSession(context.Context, *connect.Request[pb.RenewSessionRequest]) (*connect.Response[pb.RenewSessionResponse], error)
 	DropReplica(context.Context, *connect.Request[pb.DropReplicaRequest]) (*connect.Response[pb.DropReplicaResponse], error)
+	ReportDevice(context.Context, *connect.Request[pb.ReportDeviceRequest]) (*connect.Response[pb.ReportDeviceResponse], error)
+	ResyncReady(context.Context, *connect.Request[pb.ResyncReadyRequest]) (*connect.Response[pb.ResyncReadyResponse], error)
+	JoinInSync(context.Context, *connect.Request[pb.JoinInSyncRequest]) (*connect.Response[pb.JoinInSyncResponse], error)
 	Status(context.Context, *connect.Request[pb.StatusRequest]) (*connect.Response[pb.StatusResponse], error)
 	ListServers(context.Context, *connect.Request[pb.ListServersRequest]) (*connect.Response[pb.ListServersResponse], error)
 	ListDevices(context.Context, *connect.Request[pb.ListDevicesRequest]) (*connect.Response[pb.ListDevicesResponse], error)
@@ -395,6 +443,24 @@ func NewMdmHandler(svc MdmHandler, opts ...connect.HandlerOption) (string, http.
 		connect.WithSchema(mdmMethods.ByName("DropReplica")),
 		connect.WithHandlerOptions(opts...),
 	)
+	mdmReportDeviceHandler := connect.NewUnaryHandler(
+		MdmReportDeviceProcedure,
+		svc.ReportDevice,
+		connect.WithSchema(mdmMethods.ByName("ReportDevice")),
+		connect.WithHandlerOptions(opts...),
+	)
+	mdmResyncReadyHandler := connect.NewUnaryHandler(
+		MdmResyncReadyProcedure,
+		svc.ResyncReady,
+		connect.WithSchema(mdmMethods.ByName("ResyncReady")),
+		connect.WithHandlerOptions(opts...),
+	)
+	mdmJoinInSyncHandler := connect.NewUnaryHandler(
+		MdmJoinInSyncProcedure,
+		svc.JoinInSync,
+		connect.WithSchema(mdmMethods.ByName("JoinInSync")),
+		connect.WithHandlerOptions(opts...),
+	)
 	mdmStatusHandler := connect.NewUnaryHandler(
 		MdmStatusProcedure,
 		svc.Status,
@@ -449,6 +515,12 @@ func NewMdmHandler(svc MdmHandler, opts ...connect.HandlerOption) (string, http.
 			mdmRenewSessionHandler.ServeHTTP(w, r)
 		case MdmDropReplicaProcedure:
 			mdmDropReplicaHandler.ServeHTTP(w, r)
+		case MdmReportDeviceProcedure:
+			mdmReportDeviceHandler.ServeHTTP(w, r)
+		case MdmResyncReadyProcedure:
+			mdmResyncReadyHandler.ServeHTTP(w, r)
+		case MdmJoinInSyncProcedure:
+			mdmJoinInSyncHandler.ServeHTTP(w, r)
 		case MdmStatusProcedure:
 			mdmStatusHandler.ServeHTTP(w, r)
 		case MdmListServersProcedure:
@@ -510,6 +582,18 @@ func (UnimplementedMdmHandler) RenewSession(context.Context, *connect.Request[pb
 
 func (UnimplementedMdmHandler) DropReplica(context.Context, *connect.Request[pb.DropReplicaRequest]) (*connect.Response[pb.DropReplicaResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.DropReplica is not implemented"))
+}
+
+func (UnimplementedMdmHandler) ReportDevice(context.Context, *connect.Request[pb.ReportDeviceRequest]) (*connect.Response[pb.ReportDeviceResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.ReportDevice is not implemented"))
+}
+
+func (UnimplementedMdmHandler) ResyncReady(context.Context, *connect.Request[pb.ResyncReadyRequest]) (*connect.Response[pb.ResyncReadyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.ResyncReady is not implemented"))
+}
+
+func (UnimplementedMdmHandler) JoinInSync(context.Context, *connect.Request[pb.JoinInSyncRequest]) (*connect.Response[pb.JoinInSyncResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.JoinInSync is not implemented"))
 }
 
 func (UnimplementedMdmHandler) Status(context.Context, *connect.Request[pb.StatusRequest]) (*connect.Response[pb.StatusResponse], error) {
