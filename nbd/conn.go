@@ -134,6 +134,8 @@ func (c *Conn) settle() {
 		c.closed = true
 		_ = unix.Close(c.fd)
 		c.fd = -1
+		c.rx.bytes, c.tx.bytes = nil, nil // requests at the device keep the rest alive
+		c.port.orphaned(c.busy)
 		if c.o.Closed != nil {
 			c.o.Closed(c, c.err)
 		}
@@ -154,6 +156,22 @@ func (c *Conn) schedule() {
 		c.deferred = true
 		c.port.loop.Defer(c)
 	}
+}
+
+// pause stops the parse until something is there that is lacking. Nothing is
+// received meanwhile, so the end of the client has to be looked for.
+func (c *Conn) pause() {
+	c.paused = true
+	if w := &c.port.hangups; !w.Armed() {
+		c.port.loop.Arm(w, hangupInterval)
+	}
+}
+
+// hungUp reports whether the client has closed its end, unread bytes or not.
+func (c *Conn) hungUp() bool {
+	fds := []unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLRDHUP}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n > 0
 }
 
 // kick lets a paused connection try again.

@@ -96,6 +96,43 @@ func TestVanishWithRequestsAtTheDevice(t *testing.T) {
 	mustEqual(t, "the write took effect", r.simple().readSimple(0, 1<<20), bytesAt(0, 1<<20))
 }
 
+// A client that gives up and comes again with the same requests, over and over
+// while the device stands still, does not pile them up: the port stops reading from
+// it, and goes on when the device does.
+func TestRepeatedRequestsDoNotPileUp(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	r.loop.Call(func() { r.dev.SetHold(func(*bio.Request) bool { return true }) })
+	const each = 20
+	for range orphanLimit/each + 4 {
+		p := r.simple()
+		for range each {
+			p.request(cmdFlush, 0, 0, 0, nil)
+		}
+		before := 0
+		r.until("its requests are at the device, or refused", func() bool {
+			n := r.port.conns.busy
+			done := n == each || r.port.orphans >= orphanLimit
+			before = r.port.orphans
+			return done
+		})
+		hangUp(p)
+		r.until("it is gone", func() bool { return r.port.Conns() == 0 && r.port.orphans >= before })
+	}
+	r.loop.Call(func() {
+		if n := r.dev.InFlight(); n > orphanLimit+each {
+			t.Errorf("%d requests are at the device", n)
+		}
+	})
+	p := r.simple()
+	cookie := p.request(cmdFlush, 0, 0, 0, nil)
+	r.loop.Call(func() { r.dev.SetHold(nil); r.dev.Release() })
+	if c, errno := p.answer(); c != cookie || errno != 0 {
+		t.Errorf("reply to %#x, error %d", c, errno)
+	}
+	r.until("no orphan is left", func() bool { return r.port.orphans == 0 })
+	r.atRest()
+}
+
 // Random bytes in the transmission phase, cut at random places, from a printed
 // seed.
 func TestRandomStreams(t *testing.T) {

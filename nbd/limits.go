@@ -27,6 +27,9 @@ const (
 	// stallTime is how long a client may leave its replies unread while others
 	// wait for the buffers that these replies hold.
 	stallTime = 10 * time.Second
+	// hangupInterval is how soon the end of a client shows while its connection is
+	// paused. The kernel waits for a new socket then.
+	hangupInterval = 250 * time.Millisecond
 )
 
 // Sizes of a connection's tables and buffers.
@@ -48,6 +51,12 @@ const (
 	txSize     = 128 << 10 // headers and copied payload of one send
 	txVectors  = 128
 	rxLookHead = 4096 // bytes taken beyond a large payload in the same receive
+
+	// orphanLimit is how many requests of connections that have ended a port leaves
+	// at the device before it stops reading from the living. A client that gives up
+	// on slow requests and sends them again on a new connection (the kernel does)
+	// would else pile them up for as long as the device stands still.
+	orphanLimit = 256
 
 	// heldLimit is how many bytes of buffers one connection may hold.
 	heldLimit = 40 << 20

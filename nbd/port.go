@@ -42,13 +42,16 @@ type Counters struct {
 // Port serves one device on one loop, to any number of connections. Its methods
 // run on that loop.
 type Port struct {
-	loop   *loop.Loop
-	arena  *Arena
-	dev    Device
-	conns  *Conn // doubly linked, until the last request of each has ended
-	count  int
-	stalls loop.Timer
-	stats  Counters
+	loop  *loop.Loop
+	arena *Arena
+	dev   Device
+	conns *Conn // doubly linked, until the last request of each has ended
+	count int
+	// orphans is the number of unanswered requests whose socket is closed.
+	orphans int
+	stalls  loop.Timer
+	hangups loop.Timer
+	stats   Counters
 	// drained is called when the last connection has ended.
 	drained func()
 }
@@ -57,6 +60,7 @@ type Port struct {
 func NewPort(l *loop.Loop, a *Arena, dev Device) *Port {
 	p := &Port{loop: l, arena: a, dev: dev}
 	p.stalls.Fire = p.stallCheck
+	p.hangups.Fire = p.hangupCheck
 	a.register(p)
 	return p
 }
@@ -92,6 +96,37 @@ func (p *Port) InFlight() (requests int, oldest time.Duration) {
 	return requests, oldest
 }
 
+// orphaned counts requests that lost, or outlived, their socket. When there are few
+// again, connections that waited for it go on.
+func (p *Port) orphaned(n int) {
+	before := p.orphans
+	p.orphans += n
+	if before >= orphanLimit && p.orphans < orphanLimit {
+		for c := p.conns; c != nil; c = c.next {
+			c.kick()
+		}
+	}
+}
+
+// hangupCheck ends the paused connections whose client is gone.
+func (p *Port) hangupCheck(*loop.Timer) {
+	again := false
+	for c := p.conns; c != nil; {
+		next := c.next
+		if c.paused && !c.closing {
+			if c.hungUp() {
+				c.fail(ErrDisconnected)
+			} else {
+				again = true
+			}
+		}
+		c = next
+	}
+	if again {
+		p.loop.Arm(&p.hangups, hangupInterval)
+	}
+}
+
 // Drain answers what was received, refuses what still comes with ESHUTDOWN, ends
 // each connection when it has no request left, and then calls done.
 func (p *Port) Drain(done func()) {
@@ -117,6 +152,7 @@ func (p *Port) Abort() {
 // Close forgets the port. All its connections must have ended.
 func (p *Port) Close() {
 	p.loop.Disarm(&p.stalls)
+	p.loop.Disarm(&p.hangups)
 	p.arena.unregister(p)
 }
 

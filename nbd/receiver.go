@@ -126,8 +126,8 @@ func (x *receiver) parse() {
 				x.receive()
 				return
 			}
-			if c.freeReq == nil || c.freePiece == nil {
-				c.paused = true
+			if c.freeReq == nil || c.freePiece == nil || c.port.orphans >= orphanLimit {
+				c.pause()
 				return
 			}
 			var h requestHeader

@@ -186,14 +186,14 @@ func (c *Conn) issue() {
 	}
 	for !c.closing {
 		if r.out >= r.window() || c.freePiece == nil {
-			c.paused = true
+			c.pause()
 			return
 		}
 		n := r.nextLength()
 		var b *buf.Buf
 		if r.cmd == cmdRead || r.cmd == cmdWrite {
 			if b = c.takeBuffer(int((r.off+r.issued)%buf.Align + n)); b == nil {
-				c.paused = true
+				c.pause()
 				return
 			}
 			c.port.arena.leave(c)
@@ -233,7 +233,7 @@ func (c *Conn) received(p *piece) {
 func (c *Conn) issueWhole(r *request) {
 	for !r.finishedIssue() {
 		if c.freePiece == nil {
-			c.paused = true
+			c.pause()
 			return
 		}
 		n := r.nextLength()
@@ -243,7 +243,7 @@ func (c *Conn) issueWhole(r *request) {
 				c.freeWhole(r)
 				r.issued = 0
 			}
-			c.paused = true
+			c.pause()
 			return
 		}
 		p := c.takePiece(r)
@@ -432,6 +432,9 @@ func (c *Conn) freeWhole(r *request) {
 func (c *Conn) freeRequest(r *request) {
 	if r.err != nil {
 		c.port.stats.Errors++
+	}
+	if c.closed {
+		c.port.orphaned(-1)
 	}
 	r.busy = false
 	r.link = c.freeReq

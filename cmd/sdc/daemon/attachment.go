@@ -179,9 +179,7 @@ func (a *attachment) close(force bool) (warning string, err error) {
 func (a *attachment) closeVolume(limit time.Duration) (unflushed, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	if unflushed = a.volume.Detach(ctx); unflushed != nil {
-		unflushed = fmt.Errorf("detach volume %s: %w", a.volume.Name(), unflushed)
-	}
+	unflushed = a.volume.Detach(ctx)
 	drained := make(chan struct{})
 	a.loop.Call(func() { a.port.Drain(func() { close(drained) }) })
 	timer := time.NewTimer(abandonTime)
