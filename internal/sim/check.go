@@ -186,7 +186,7 @@ func (v *Volume) locate(b uint64) (chunk, inChunk uint64) {
 // the flush covers, readable after a restart.
 func (w *World) ackedFlush(v *Volume, q *request) {
 	w.mark("flush acked")
-	if w.rng.IntN(60) == 0 {
+	if w.rng.IntN(25) == 0 {
 		w.durable(v, 0, uint64(len(v.oracle.blocks)))
 	}
 }

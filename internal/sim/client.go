@@ -37,8 +37,9 @@ type Client struct {
 	busy    bool
 	armed   int64
 	armings int
-	skew    int64 // ns that its clock is ahead
-	drift   int64 // and gains in 1000 s
+	skew    int64      // ns that its clock is ahead
+	drift   int64      // and gains in 1000 s
+	ghosts  []*request // a zombie's reads
 }
 
 // peer is a client's connection to one device.

@@ -2,6 +2,8 @@
 
 package sim
 
+import "math/rand/v2"
+
 // Faults says how often things go wrong: weights of what the next fault is. A
 // fault comes about every Every of virtual time.
 type Faults struct {
@@ -19,7 +21,8 @@ type Faults struct {
 	MdmDown    int
 	MdmCut     int // one client or server cannot reach the manager for a while
 	Client     int // a client dies
-	Zombie     int // a client is cut off from the manager until its lease is over
+	Zombie     int // another client takes the volume of one that lives
+	Lie        int // a flush that does nothing: to be caught
 
 	LostRPC    int  // percent of requests and of answers
 	SoleErrors bool // requests may fail where there is one copy
@@ -47,58 +50,88 @@ func (w *World) isCut(c *Client, n *Node) bool {
 	return false
 }
 
-// disturb plans the next fault.
-func (w *World) disturb() {
-	if w.cfg.Faults.Every == 0 {
-		return
-	}
-	w.after(w.between(0, 3*w.cfg.Faults.Every), evFault, 0, func() {
-		if w.healing {
-			return
-		}
-		w.fault()
-		w.disturb()
-	})
+// Action is one fault at its time. The rest of what it does is drawn from Seed,
+// so that a plan can lose some of its actions and the others stay what they are.
+type Action struct {
+	At   int64 // ns after the volumes were attached
+	What string
+	Node int
+	Seed uint64
 }
 
-type choice struct {
-	weight int
-	do     func()
+// actions names every fault. Their order is part of the plans that seeds make.
+var actions = []struct {
+	what   string
+	weight func(*Faults) int
+	do     func(*World, *Node)
+}{
+	{"kill", func(f *Faults) int { return f.Kill }, func(w *World, n *Node) { w.crash(n, false) }},
+	{"power", func(f *Faults) int { return f.Power }, func(w *World, n *Node) { w.crash(n, true) }},
+	{"all-power", func(f *Faults) int { return f.AllPower }, func(w *World, _ *Node) { w.allPower() }},
+	{"stop", func(f *Faults) int { return f.Stop }, (*World).stopNode},
+	{"cut", func(f *Faults) int { return f.Cut }, func(w *World, _ *Node) { w.cutOne() }},
+	{"clog", func(f *Faults) int { return f.Clog }, func(w *World, _ *Node) { w.clogOne() }},
+	{"part", func(f *Faults) int { return f.Partition }, (*World).partition},
+	{"stall", func(f *Faults) int { return f.Stall }, (*World).stall},
+	{"write-error", func(f *Faults) int { return f.WriteError }, func(_ *World, n *Node) { n.disk.failNext.write = true }},
+	{"flush-error", func(f *Faults) int { return f.FlushError }, func(_ *World, n *Node) { n.disk.failNext.flush = true }},
+	{"mdm-down", func(f *Faults) int { return f.MdmDown }, func(w *World, _ *Node) { w.mdmDown() }},
+	{"mdm-cut", func(f *Faults) int { return f.MdmCut }, (*World).mdmCut},
+	{"client", func(f *Faults) int { return f.Client }, func(w *World, _ *Node) { w.clientDies() }},
+	{"zombie", func(f *Faults) int { return f.Zombie }, func(w *World, _ *Node) { w.zombie() }},
+	{"lie", func(f *Faults) int { return f.Lie }, func(_ *World, n *Node) { n.disk.lies++ }},
 }
 
-func (w *World) fault() {
-	f := &w.cfg.Faults
-	n := w.nodes[w.rng.IntN(len(w.nodes))]
-	choices := []choice{
-		{f.Kill, func() { w.crash(n, false) }},
-		{f.Power, func() { w.crash(n, true) }},
-		{f.AllPower, w.allPower},
-		{f.Stop, func() { w.stopNode(n) }},
-		{f.Cut, w.cutOne},
-		{f.Clog, w.clogOne},
-		{f.Partition, func() { w.partition(n) }},
-		{f.Stall, func() { w.stall(n) }},
-		{f.WriteError, func() { n.disk.failNext.write = true }},
-		{f.FlushError, func() { n.disk.failNext.flush = true }},
-		{f.MdmDown, w.mdmDown},
-		{f.MdmCut, w.mdmCut},
-		{f.Client, w.clientDies},
-		{f.Zombie, w.zombie},
-	}
+// Plan draws the faults of a run.
+func (c *Config) plan() []Action {
+	rng := rand.New(rand.NewPCG(c.Seed, 0xFA017))
 	total := 0
-	for _, c := range choices {
-		total += c.weight
+	for _, a := range actions {
+		total += a.weight(&c.Faults)
 	}
-	if total == 0 {
-		return
+	if total == 0 || c.Faults.Every == 0 {
+		return nil
 	}
-	at := w.rng.IntN(total)
-	for _, c := range choices {
-		if at -= c.weight; at < 0 {
-			c.do()
-			return
+	var plan []Action
+	for at := int64(0); ; {
+		x := rng.Float64()
+		if at += int64(x * x * 3 * float64(c.Faults.Every)); at > int64(c.Duration) {
+			return plan
+		}
+		k := rng.IntN(total)
+		for i := range actions {
+			if k -= actions[i].weight(&c.Faults); k < 0 {
+				plan = append(plan, Action{At: at, What: actions[i].what, Node: rng.IntN(c.Servers), Seed: rng.Uint64() >> 40})
+				break
+			}
 		}
 	}
+}
+
+// disturb plans the faults.
+func (w *World) disturb() {
+	plan := w.cfg.Plan
+	if plan == nil {
+		plan = w.cfg.plan()
+	}
+	for _, a := range plan {
+		w.after(a.At, evFault, uint32(a.Node), func() { w.act(a) })
+	}
+}
+
+// act does one thing, drawing from the action's own source.
+func (w *World) act(a Action) {
+	if w.healing {
+		return
+	}
+	rng := w.rng
+	w.rng = rand.New(rand.NewPCG(a.Seed, 1))
+	for i := range actions {
+		if actions[i].what == a.What {
+			actions[i].do(w, w.nodes[a.Node%len(w.nodes)])
+		}
+	}
+	w.rng = rng
 }
 
 // crash ends a server's process and starts it again some time later.
@@ -236,10 +269,9 @@ func (w *World) mdmDown() {
 	w.after(w.between(100*ms, 12*s1), evFault, 0, func() { w.mdm.up = true })
 }
 
-func (w *World) mdmCut() {
+func (w *World) mdmCut(n *Node) {
 	long := w.between(100*ms, 12*s1)
 	if w.rng.IntN(2) == 0 {
-		n := w.nodes[w.rng.IntN(len(w.nodes))]
 		n.cutOff = true
 		w.mark("server cut off from the manager")
 		w.after(long, evFault, n.id, func() { n.cutOff = false })
@@ -255,7 +287,7 @@ func (w *World) mdmCut() {
 func (w *World) clientDies() {
 	if c := w.someClient(); c != nil && c.vol.client == c {
 		w.mark("client died")
-		c.vol.abandon(c)
+		c.vol.dies(c)
 	}
 }
 
@@ -265,7 +297,6 @@ func (w *World) zombie() {
 	if c == nil || c.vol.client != c {
 		return
 	}
-	w.mark("zombie client")
 	c.cutOff = true
 	c.vol.takeOver(c)
 	w.after(w.between(s1, 20*s1), evFault, c.who(), func() { c.cutOff = false })

@@ -42,7 +42,8 @@ type Guest struct {
 	done  int
 	seq   uint64
 	timer bool
-	quiet bool // it submits nothing of its own
+	quiet bool       // it submits nothing of its own
+	again []*request // to be sent again after a resume
 }
 
 // request is one request of a guest.
@@ -54,8 +55,9 @@ type request struct {
 	low    []uint32 // by block: oldest version that a read may return; of a flush: of all blocks
 	index  []uint32 // by block: version that a write makes
 	zero   bool
-	then   func(error)
 	since  int64
+	orphan bool // whoever asked has gone
+	ghost  bool // a zombie asks
 }
 
 // RequestDone is never called: the client's shell hands over completions.
@@ -74,13 +76,20 @@ func newVolume(w *World, i int) *Volume {
 		}
 		v.windows = append(v.windows, window{first, 2 + w.rng.Uint64N(5)})
 	}
-	v.guest = &Guest{v: v, depth: 1 + w.rng.IntN(6), think: w.between(200*us, 20*ms)}
+	v.guest = &Guest{v: v, depth: 1 + w.rng.IntN(6), think: w.between(200*us, 8*ms)}
 	return v
 }
 
 // start lets the guest work.
 func (g *Guest) start() {
 	g.alive = true
+	again := g.again
+	g.again = nil
+	for _, o := range again {
+		q := &request{first: o.first, count: o.count}
+		q.r.Op, q.r.Flags, q.r.Data = o.r.Op, o.r.Flags, append([]byte(nil), o.r.Data...)
+		g.send(q)
+	}
 	g.next()
 }
 
@@ -148,22 +157,25 @@ func (g *Guest) random() {
 }
 
 func (g *Guest) submit(q *request) {
-	w, v := g.v.w, g.v
 	if q.r.Op == bio.Flush {
 		q.first, q.count = 0, 0
 	}
-	q.r.Off, q.r.Len = q.first*block, q.count*block
-	q.r.Done, q.client, q.since = q, v.client, w.now
-	switch q.r.Op {
-	case bio.Read:
-		q.r.Data = make([]byte, q.r.Len)
-	case bio.Write:
-		q.r.Data = make([]byte, q.r.Len)
+	if q.r.Op == bio.Read || q.r.Op == bio.Write {
+		q.r.Data = make([]byte, q.count*block)
+	}
+	if q.r.Op == bio.Write {
 		g.seq++
 		for i := range q.count {
-			fill(q.r.Data[i*block:][:block], g.seq<<24|uint64(v.index)<<20|q.first+i)
+			fill(q.r.Data[i*block:][:block], g.seq<<24|uint64(g.v.index)<<20|q.first+i)
 		}
 	}
+	g.send(q)
+}
+
+func (g *Guest) send(q *request) {
+	w, v := g.v.w, g.v
+	q.r.Off, q.r.Len = q.first*block, q.count*block
+	q.r.Done, q.client, q.since = q, v.client, w.now
 	v.oracle.submitted(q)
 	g.live = append(g.live, q)
 	w.logf("%s: %s %s [%d+%d) flags %d", v.client, v.name, q.r.Op, q.first, q.count, q.r.Flags)
@@ -202,6 +214,13 @@ func (g *Guest) completed(c *Client, r *bio.Request) {
 		w.failf("a request of nobody completes")
 		return
 	}
+	switch {
+	case q.ghost:
+		g.v.haunted(c, q)
+		return
+	case q.orphan:
+		return
+	}
 	for i, o := range g.live {
 		if o == q {
 			g.live = append(g.live[:i], g.live[i+1:]...)
@@ -226,9 +245,6 @@ func (g *Guest) ended(c *Client, q *request) {
 		for i := range q.r.Data { // who still uses these bytes will be caught
 			q.r.Data[i] = 0xDB
 		}
-	}
-	if q.then != nil {
-		q.then(q.r.Err)
 	}
 }
 

@@ -38,7 +38,7 @@ func New(cfg Config) *World {
 	for i := range cfg.Servers {
 		n := newNode(w, i, cfg.diskSize())
 		n.cfg = store.Config{ALSlots: 4 + w.rng.IntN(8), PageCache: 128, VerifyReads: w.rng.IntN(2) == 0,
-			Discard: w.rng.IntN(2) == 0}
+			Discard: w.rng.IntN(2) == 0, Off: cfg.Off}
 		n.disk.through = w.rng.IntN(8) == 0
 		w.nodes = append(w.nodes, n)
 		n.start()
@@ -67,7 +67,7 @@ func (w *World) begin() bool {
 	}
 	w.mdm.makeVolumes()
 	for _, v := range w.volumes {
-		v.attach()
+		v.attach(false)
 	}
 	w.healing = false
 	w.disturb()

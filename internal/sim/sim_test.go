@@ -4,29 +4,56 @@ package sim
 
 import (
 	"flag"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"braid/cluster/rules"
 )
 
 var (
-	seeds = flag.Int("seeds", 12, "how many seeds a campaign runs")
+	seeds = flag.Int("seeds", 40, "how many seeds a campaign runs")
 	first = flag.Uint64("seed", 1, "the first seed")
 	loud  = flag.Bool("trace", false, "print the whole trace of a failing run")
+	small = flag.Bool("shrink", false, "look for a smaller plan that fails")
+	off   = flag.String("off", "", "switch off a rule, by name or number")
 )
 
+// basic is the mixture of faults of the campaign.
 func basic(seed uint64) Config {
-	return Config{Seed: seed, Servers: 3, Replicas: 2 + int(seed%2), Volumes: 1, Chunks: 4, Duration: 20 * time.Second,
-		Verbose: *loud,
-		Faults: Faults{Every: 300 * ms, Kill: 3, Power: 3, AllPower: 1, Stop: 1, Cut: 5, Clog: 3, Partition: 2,
-			Stall: 1, MdmDown: 1, MdmCut: 2, LostRPC: 3}}
+	return Config{Seed: seed, Servers: 3, Replicas: 2 + int(seed%2), Volumes: 1 + int(seed/3%2), Chunks: 4,
+		Duration: 20 * time.Second, Verbose: *loud,
+		Faults: Faults{Every: []int64{300, 1000, 3000}[seed/2%3] * ms, Kill: 3, Power: 3, AllPower: 1, Stop: 1,
+			Cut: 5, Clog: 3, Partition: 2, Stall: 1, MdmDown: 1, MdmCut: 2, LostRPC: 3}}
 }
 
+// complain reports a failing run: its story, and how to see it again.
+func complain(t *testing.T, cfg Config, r *Report) {
+	t.Helper()
+	if *small {
+		cfg, r = Shrink(cfg, 200)
+	}
+	t.Fatalf("%s\n\n%s\nseed %d: %v\nreplay: go test ./internal/sim -run 'Campaign$' -seeds 1 -seed %d -trace -off '%v' (smaller: -shrink)",
+		r.Trace, cfg.Script(), cfg.Seed, r.Err, cfg.Seed, cfg.Off)
+}
+
+// Goal: nothing that a fault does breaks a promise. Method: seeds, each a
+// cluster with its own shape, load and faults, every event checked.
 func TestCampaign(t *testing.T) {
 	marks := map[string]int{}
 	events, done := uint64(0), 0
 	start := time.Now()
+	rule, err := rules.Parse(*off)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for i := range *seeds {
 		cfg := basic(*first + uint64(i))
+		cfg.Off = rule
 		r := Run(cfg)
 		events += r.Events
 		done += r.Done
@@ -34,10 +61,87 @@ func TestCampaign(t *testing.T) {
 			marks[k] += n
 		}
 		if r.Err != nil {
-			t.Fatalf("%s\n\nseed %d: %v\nreplay: go test ./internal/sim -run 'Campaign$' -seeds 1 -seed %d -trace", r.Trace, r.Seed, r.Err, r.Seed)
+			complain(t, cfg, r)
 		}
 	}
-	t.Logf("%d events, %.0f a second, %d requests, %v", events, float64(events)/time.Since(start).Seconds(), done, marks)
+	t.Logf("%d events, %.0f a second, %d requests", events, float64(events)/time.Since(start).Seconds(), done)
+	for _, k := range slices.Sorted(maps.Keys(marks)) {
+		t.Logf("%8d  %s", marks[k], k)
+	}
+}
+
+// Goal: the campaign is not blind. Method: with a rule switched off, some seed
+// has to fail.
+func TestMutations(t *testing.T) {
+	for _, m := range []struct {
+		rule  rules.Rule
+		tries int
+	}{
+		{rules.LogFirst, 40}, {rules.FlushMetadata, 200},
+	} {
+		t.Run(m.rule.String(), func(t *testing.T) {
+			for i := range m.tries {
+				cfg := basic(uint64(1000 + i))
+				cfg.Off = rules.Set(m.rule)
+				if r := Run(cfg); r.Err != nil {
+					t.Logf("seed %d, %d events: %v", cfg.Seed, r.Events, r.Err)
+					return
+				}
+			}
+			t.Errorf("%d seeds without %v find nothing", m.tries, m.rule)
+		})
+	}
+}
+
+// Goal: the fault model has teeth. Method: a disk whose flush lies has to be
+// noticed.
+func TestLyingFlushIsCaught(t *testing.T) {
+	for i := range 60 {
+		cfg := basic(uint64(2000 + i))
+		cfg.Faults.Lie, cfg.Faults.Power = 20, 10
+		if r := Run(cfg); r.Err != nil {
+			t.Logf("seed %d: %v", cfg.Seed, r.Err)
+			return
+		}
+	}
+	t.Error("nobody noticed")
+}
+
+// Goal: what once failed does not fail again. Method: the scripts of testdata.
+func TestScripts(t *testing.T) {
+	paths, err := filepath.Glob("testdata/*.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		t.Run(strings.TrimSuffix(filepath.Base(path), ".txt"), func(t *testing.T) {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cfg, err := ParseScript(string(text))
+			if err != nil {
+				t.Fatal(err)
+			}
+			cfg.Verbose = *loud
+			if r := Run(cfg); r.Err != nil {
+				t.Fatalf("%s\n\n%v", r.Trace, r.Err)
+			}
+		})
+	}
+}
+
+// Goal: a script is the run that it was made from.
+func TestScriptsRepeatRuns(t *testing.T) {
+	cfg := basic(7)
+	cfg.Duration = 5 * time.Second
+	again, err := ParseScript(cfg.Script())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a, b := Run(cfg), Run(again); a.Hash != b.Hash || again.Script() != cfg.Script() {
+		t.Errorf("hash %x, then %x\n%s\n%s", a.Hash, b.Hash, cfg.Script(), again.Script())
+	}
 }
 
 // Goal: the same seed gives the same run. Method: the hash over all events.

@@ -28,7 +28,9 @@ type Config struct {
 	Duration time.Duration // virtual time with faults; healing comes after
 	Off      rules.Off     // rules that are switched off
 	Faults   Faults
-	Verbose  bool // keep the whole trace, not only its end
+	Plan     []Action // instead of what Faults and Seed would draw
+	Reattach bool     // volumes that lost their client get another one
+	Verbose  bool     // keep the whole trace, not only its end
 }
 
 // kind says what an event is, for the hash and the trace.

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sim
+
+import (
+	"bufio"
+	"fmt"
+	"strings"
+	"time"
+
+	"braid/cluster/rules"
+)
+
+// Script is a run as text: a configuration and the faults, each at its time.
+//
+//	seed 17
+//	servers 3 replicas 2 volumes 1 chunks 4
+//	duration 20s
+//	lost-rpc 3
+//	reattach
+//	off LogFirst
+//	at 1.250000 power 1 4711
+//
+// A line of faults names the time in seconds after the volumes were attached,
+// what happens, the node that is concerned and what the details are drawn from.
+func (c *Config) Script() string {
+	var s strings.Builder
+	fmt.Fprintf(&s, "seed %d\nservers %d replicas %d volumes %d chunks %d\nduration %v\n",
+		c.Seed, c.Servers, c.Replicas, c.Volumes, c.Chunks, c.Duration)
+	if c.Faults.LostRPC > 0 {
+		fmt.Fprintf(&s, "lost-rpc %d\n", c.Faults.LostRPC)
+	}
+	if c.Reattach {
+		fmt.Fprintln(&s, "reattach")
+	}
+	if c.Off != 0 {
+		fmt.Fprintf(&s, "off %v\n", c.Off)
+	}
+	plan := c.Plan
+	if plan == nil {
+		plan = c.plan()
+	}
+	for _, a := range plan {
+		fmt.Fprintf(&s, "at %.9f %s %d %d\n", float64(a.At)/1e9, a.What, a.Node, a.Seed)
+	}
+	return s.String()
+}
+
+// ParseScript reads what Script writes; lines that begin with # are comments.
+func ParseScript(text string) (c Config, err error) {
+	c.Plan = []Action{}
+	for scanner, line := bufio.NewScanner(strings.NewReader(text)), 1; scanner.Scan(); line++ {
+		words := strings.Fields(scanner.Text())
+		if len(words) == 0 || strings.HasPrefix(words[0], "#") {
+			continue
+		}
+		if err := c.parse(words); err != nil {
+			return c, fmt.Errorf("line %d, %q: %w", line, scanner.Text(), err)
+		}
+	}
+	return c, nil
+}
+
+func (c *Config) parse(words []string) (err error) {
+	rest := strings.Join(words[1:], " ")
+	switch words[0] {
+	case "seed":
+		_, err = fmt.Sscan(rest, &c.Seed)
+	case "servers":
+		_, err = fmt.Sscanf(strings.Join(words, " "), "servers %d replicas %d volumes %d chunks %d",
+			&c.Servers, &c.Replicas, &c.Volumes, &c.Chunks)
+	case "duration":
+		c.Duration, err = time.ParseDuration(rest)
+	case "lost-rpc":
+		_, err = fmt.Sscan(rest, &c.Faults.LostRPC)
+	case "reattach":
+		c.Reattach = true
+	case "off":
+		c.Off, err = rules.Parse(rest)
+	case "at":
+		var a Action
+		var at float64
+		_, err = fmt.Sscan(rest, &at, &a.What, &a.Node, &a.Seed)
+		a.At = int64(at*1e9 + 0.5)
+		c.Plan = append(c.Plan, a)
+	default:
+		err = fmt.Errorf("unknown word %q", words[0])
+	}
+	return err
+}
+
+// Shrink looks for a smaller plan that fails too: it ends where the failure is,
+// and leaves out faults, in ever smaller parts, as long as something still goes
+// wrong. tries bounds the runs.
+func Shrink(c Config, tries int) (Config, *Report) {
+	worst := Run(c)
+	if worst.Err == nil {
+		return c, worst
+	}
+	if c.Plan == nil {
+		c.Plan = c.plan()
+	}
+	fails := func(plan []Action) bool {
+		if tries--; tries < 0 {
+			return false
+		}
+		next := c
+		next.Plan = plan
+		r := Run(next)
+		if r.Err == nil {
+			return false
+		}
+		c, worst = next, r
+		return true
+	}
+	for n := max(1, len(c.Plan)/2); n > 0 && tries > 0; n /= 2 {
+		for i := 0; i < len(c.Plan) && tries > 0; {
+			end := min(i+n, len(c.Plan))
+			plan := append(append([]Action{}, c.Plan[:i]...), c.Plan[end:]...)
+			if !fails(plan) {
+				i = end
+			}
+		}
+	}
+	return c, worst
+}
