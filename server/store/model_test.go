@@ -51,13 +51,35 @@ type modelOp struct {
 	want  []uint64
 }
 
+// profile is what a run is like.
+type profile struct {
+	size   int64
+	chunks uint64
+	width  uint32 // blocks of a chunk that are in use, about
+	every  int    // a crash is drawn at every so many-th completion
+	steps  int
+	trims  int // of 1000 steps
+	syncs  int // of 1000 steps: flushes; and FUA of 1000 writes
+}
+
+// profiles make different parts work hard: few blocks that are overwritten and
+// synced all the time, many of everything, a small activity log, more chunks
+// than cached pages.
+func profiles() []profile {
+	return []profile{
+		{testSize, 2, 3, 4, 3000, 200, 250},
+		{testSize, 24, 24, 40, 1000, 80, 80},
+		{testSize, 24, 24, 40, 1000, 80, 80},
+		{192 << 20, 80, 12, 80, 1000, 80, 80},
+	}
+}
+
 type model struct {
 	t       testing.TB
 	rig     *rig
 	last    *rig // recovered last
 	rnd     *rand.Rand
 	cfg     Config
-	chunks  uint64
 	vols    []*modelVolume
 	blocks  map[modelKey]*modelBlock
 	ops     map[*Request]*modelOp
@@ -68,22 +90,22 @@ type model struct {
 	ticks   int
 	torn    map[modelKey]bool
 	used    map[modelKey]uint32 // by chunk: blocks that were ever touched
-	every   int                 // a crash is drawn at every so many-th completion
+	profile
 }
 
-func newModel(t testing.TB, seed uint64, size int64, cfg Config) *model {
-	m := &model{t: t, cfg: cfg, chunks: 24, blocks: map[modelKey]*modelBlock{},
-		ops: map[*Request]*modelOp{}, used: map[modelKey]uint32{}, torn: map[modelKey]bool{}, seen: map[string]int{}, every: 50}
+func newModel(t testing.TB, seed uint64, p profile, cfg Config) *model {
+	m := &model{t: t, cfg: cfg, profile: p, blocks: map[modelKey]*modelBlock{},
+		ops: map[*Request]*modelOp{}, used: map[modelKey]uint32{}, torn: map[modelKey]bool{}, seen: map[string]int{}}
 	m.rnd = rand.New(rand.NewPCG(seed, 7))
-	m.rig = newRig(t, size, cfg)
+	m.rig = newRig(t, p.size, cfg)
 	m.rig.rnd = m.rnd
-	m.rig.each = m.tick
 	m.zero = xxhash.Sum64(make([]byte, cluster.BlockSize))
 	for i := range 2 {
 		v := &modelVolume{id: cluster.VolumeID(i + 1), gen: 1, interval: 1, out: map[uint64]int{}}
 		m.vols = append(m.vols, v)
 		m.rig.fence(v.id, 1)
 	}
+	m.rig.each = m.tick
 	return m
 }
 
@@ -103,10 +125,10 @@ func (m *model) pick() (k modelKey, n uint32, ok bool) {
 	k.volume = m.vols[m.rnd.IntN(len(m.vols))].id
 	k.chunk = m.rnd.Uint64N(m.chunks)
 	n = 1 + m.rnd.Uint32N(6)
-	if m.rnd.IntN(100) == 0 {
+	if m.rnd.IntN(400) == 0 {
 		n = blocks
 	}
-	k.block = m.rnd.Uint32N(min(24, blocks-n+1))
+	k.block = m.rnd.Uint32N(min(m.width, blocks-n+1))
 	for i := range n {
 		if m.block(k.plus(i)).busy {
 			return k, n, false
@@ -122,7 +144,7 @@ func (m *model) change(kind string) {
 	}
 	v := m.vols[k.volume-1]
 	r := &Request{Volume: k.volume, Gen: v.gen, Interval: v.interval, Chunk: k.chunk,
-		Offset: k.block * cluster.BlockSize, Length: n * cluster.BlockSize, FUA: m.rnd.IntN(10) == 0}
+		Offset: k.block * cluster.BlockSize, Length: n * cluster.BlockSize, FUA: m.rnd.IntN(1000) < m.syncs}
 	op := &modelOp{kind: kind, first: k, n: n, vol: v}
 	switch kind {
 	case "write":
@@ -442,28 +464,30 @@ func (m *model) fence() {
 	m.seen["fence"]++
 }
 
-func (m *model) run(steps int) {
-	for range steps {
+func (m *model) run() {
+	for range m.steps {
 		switch k := m.rnd.IntN(1000); {
-		case k < 450:
-			m.change("write")
-		case k < 530:
+		case k < m.trims:
 			m.change("trim")
-		case k < 570:
-			m.change("zero")
-		case k < 700:
-			m.read()
-		case k < 780:
+		case k < m.trims+m.syncs:
 			m.flush()
-		case k < 800:
+		case k < 850:
+			if x := m.rnd.IntN(10); x < 7 {
+				m.change("write")
+			} else if x < 9 {
+				m.read()
+			} else {
+				m.change("zero")
+			}
+		case k < 880:
 			m.rig.core.Idle()
-		case k < 802:
+		case k < 882:
 			m.crash()
-		case k < 804:
+		case k < 884:
 			m.stop()
-		case k < 808:
+		case k < 888:
 			m.fence()
-		case k < 812:
+		case k < 900:
 			m.quiesce()
 		}
 		m.rig.collect()
@@ -480,6 +504,7 @@ func (m *model) run(steps int) {
 // drain flushes all volumes and idles: the activity log and the ring must empty.
 func (m *model) drain() {
 	m.quiesce()
+	m.rig.each = nil // these flushes are not the model's
 	for _, v := range m.vols {
 		r := m.rig.must(&Request{Op: OpALList, Volume: v.id, Gen: v.gen})
 		m.resolve(m.rig, v.id, v.gen, r.Regions)
@@ -489,6 +514,7 @@ func (m *model) drain() {
 	for _, b := range m.blocks {
 		*b = modelBlock{values: b.values[b.acked : b.acked+1]}
 	}
+	m.rig.each = m.tick
 	for range 200 {
 		more := m.rig.core.Idle()
 		m.rig.run()
@@ -553,18 +579,16 @@ var (
 func TestModel(t *testing.T) {
 	for seed := *firstSeed; seed < *firstSeed+*seedCount; seed++ {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			cfg := Config{LocalResolve: true, VerifyReads: true, Discard: seed%2 == 0}
-			cfg.LocalResolve = seed%4 < 2
-			size, chunks := int64(testSize), uint64(24)
-			switch seed % 3 {
-			case 1: // few entries in the activity log
+			p := profiles()[seed%4]
+			cfg := Config{LocalResolve: seed%8 < 4, VerifyReads: true, Discard: seed%3 != 0}
+			switch seed % 4 {
+			case 2:
 				cfg.PageCache, cfg.ALSlots = slabPages, 6
-			case 2: // more chunks than cached pages
-				cfg.PageCache, size, chunks = slabPages, 192<<20, 80
+			case 3:
+				cfg.PageCache = slabPages
 			}
-			m := newModel(t, uint64(seed), size, cfg)
-			m.chunks = chunks
-			m.run(1200)
+			m := newModel(t, uint64(seed), p, cfg)
+			m.run()
 			m.drain()
 			m.recovered(m.rig, false, nil)
 			t.Logf("%d crashes, %v, %+v", m.crashes, m.seen, m.rig.core.Stats())
@@ -596,9 +620,9 @@ func TestModelNoticesMissingRules(t *testing.T) {
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
-				m := newModel(c, seed, testSize, Config{LocalResolve: true, VerifyReads: true, Off: rules.Set(rule)})
-				m.every = 10
-				m.run(400)
+				m := newModel(c, seed, profile{testSize, 24, 24, 10, 400, 80, 80},
+					Config{LocalResolve: true, VerifyReads: true, Off: rules.Set(rule)})
+				m.run()
 			}()
 			<-done
 			found = c.message
