@@ -160,7 +160,11 @@ func (n *Node) stop() {
 	n.clean = true
 	n.w.logf("%s stops cleanly", n.name)
 	n.own(store.Request{Op: store.OpStop}, func(s transport.Status) {
-		if s != transport.StatusOK {
+		switch {
+		case s != transport.StatusOK && n.core.Err() != nil: // it retired on the way
+			n.w.crash(n, false)
+			return
+		case s != transport.StatusOK:
 			n.w.failf("clean stop of %s: status %d", n.name, s)
 			return
 		}

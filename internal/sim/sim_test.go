@@ -25,10 +25,14 @@ var (
 
 // basic is the mixture of faults of the campaign.
 func basic(seed uint64) Config {
-	return Config{Seed: seed, Servers: 3, Replicas: 2 + int(seed%2), Volumes: 1 + int(seed/3%2), Chunks: 4,
+	c := Config{Seed: seed, Servers: 3, Replicas: 2 + int(seed%2), Volumes: 1 + int(seed/3%2), Chunks: 4,
 		Duration: 20 * time.Second, Verbose: *loud,
 		Faults: Faults{Every: []int64{300, 1000, 3000}[seed/2%3] * ms, Kill: 3, Power: 3, AllPower: 1, Stop: 1,
 			Cut: 5, Clog: 3, Partition: 2, Stall: 1, MdmDown: 1, MdmCut: 2, LostRPC: 3}}
+	if seed%5 == 0 {
+		c.Faults.WriteError, c.Faults.FlushError, c.Faults.SoleErrors = 2, 1, true
+	}
+	return c
 }
 
 // complain reports a failing run: its story, and how to see it again.
