@@ -44,6 +44,7 @@ type alTable struct {
 	mask    uint32
 	free    []uint32
 	count   int
+	marked  int         // entries with a mark
 	slots   int         // the size that pressure is measured against
 	wait    []reqQueue  // by entry: requests that wait for its add or its verification
 	pending []uint32    // entries whose add record waits for a commit
@@ -57,8 +58,8 @@ type alRemoval struct{ key chunkKey }
 // drained flush never waits for a slot (rule 18).
 const alOverflow = 2
 
-func (t *alTable) init(slots int) {
-	n := slots*alOverflow + 1
+func (t *alTable) init(slots, recovered int) {
+	n := slots*alOverflow + recovered + 1
 	t.slots = slots
 	t.ent = make([]alEntry, n)
 	t.wait = make([]reqQueue, n)
@@ -100,6 +101,17 @@ func (t *alTable) add(k *chunkKey) uint32 {
 	return e
 }
 
+// mark sets the marks of an entry.
+func (t *alTable) mark(e uint32, m Marks) {
+	if t.ent[e].marks != 0 {
+		t.marked--
+	}
+	if m != 0 {
+		t.marked++
+	}
+	t.ent[e].marks = m
+}
+
 // queueAdd has the next commit write an add record for the entry.
 func (t *alTable) queueAdd(e uint32) {
 	if !t.ent[e].isQueued {
@@ -133,6 +145,7 @@ func (t *alTable) drop(e uint32) {
 	t.index[i] = 0
 	t.lruUnlink(e)
 	t.logUnlink(e)
+	t.mark(e, 0)
 	t.ent[e] = alEntry{}
 	t.free = append(t.free, e)
 	t.count--
@@ -183,8 +196,11 @@ func (t *alTable) logUnlink(e uint32) {
 func (t *alTable) oldest() uint32 { return t.ent[0].log.next }
 
 // pressure is 0 up to half of the log, which the device itself keeps free, and
-// 1000 when it is full.
+// 1000 when it is full. Marked entries do not count: no flush removes them.
 func (t *alTable) pressure() int {
 	half := t.slots / 2
-	return min(max(t.count-half, 0)*1000/max(t.slots-half, 1), 1000)
+	return min(max(t.excess(), 0)*1000/max(t.slots-half, 1), 1000)
 }
+
+// excess is how many entries there are beyond half of the log.
+func (t *alTable) excess() int { return t.count - t.marked - t.slots/2 }

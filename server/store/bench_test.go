@@ -62,7 +62,7 @@ func TestMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := newCore(superblock{layout: l}, Config{})
-	c.al.init(c.cfg.ALSlots)
+	c.al.init(c.cfg.ALSlots, 0)
 	c.commit.init(c.log.groupMax, len(c.al.ent))
 	for c.cache.made < c.cache.limit {
 		c.cache.grow()

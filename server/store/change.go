@@ -267,7 +267,7 @@ func (c *Core) requestIODone(r *Request, err error) {
 		// is resolved, and the incarnation changes: the client counts this copy as lost.
 		c.ioErrs++
 		c.stats.Errors++
-		c.al.ent[r.al].marks |= MarkPoisoned
+		c.al.mark(r.al, c.al.ent[r.al].marks|MarkPoisoned)
 		c.endChange(r, transport.StatusIO)
 		return
 	}

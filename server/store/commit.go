@@ -103,7 +103,7 @@ func (c *Core) pumpCommit() bool {
 		!c.fold.wantsCommit {
 		return false // the fold under way frees space first
 	}
-	if c.al.count > c.al.slots/2 {
+	if c.al.excess() > 0 {
 		c.retire(c.al.slots/8 + 1)
 	}
 	c.buildCommit()

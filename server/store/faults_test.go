@@ -315,3 +315,31 @@ func TestSumsTornRot(t *testing.T) {
 		t.Fatal("still torn after a write")
 	}
 }
+
+// Goal: what a crash left in the activity log takes no room from new regions,
+// and an idle device that resolves by itself verifies it and lets it go.
+func TestLogAfterCrash(t *testing.T) {
+	cfg := Config{ALSlots: 8, LocalResolve: true}
+	g := newRig(t, testSize, cfg)
+	g.fence(1, 1)
+	for range 3 {
+		for i := range uint64(16) {
+			g.must(writeReq(1, 1, 1, i, 0, 4096, i+1))
+		}
+		g.must(&Request{Op: OpFlush, Volume: 1, Gen: 1}) // not drained: all stay
+		g.reopen(cfg)
+		if s := g.core.Stats(); s.AL != 16 || g.core.Pressure() != 0 {
+			t.Fatalf("%d regions, pressure %d", s.AL, g.core.Pressure())
+		}
+	}
+	for i := range uint64(16) {
+		g.must(writeReq(1, 1, 1, 16+i, 0, 4096, i+1))
+	}
+	g.flush(1, 1, 1)
+	for g.core.Idle() {
+		g.run()
+	}
+	if s := g.core.Stats(); s.AL != 0 || s.Verified == 0 {
+		t.Fatalf("%d regions after idleness, %d verified", s.AL, s.Verified)
+	}
+}

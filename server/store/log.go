@@ -36,9 +36,12 @@ const (
 
 func (l *logState) init(ringPages uint32, alSlots int) {
 	l.groupMax = min(max(int(ringPages)/groupDivisor, minGroupPages), maxGroupPages)
-	perPage := logPayload / shortRecord
-	l.reserve = alSlots*alOverflow/perPage + maxVolumes/16/perPage + 4
-	l.reserve = min(l.reserve, int(ringPages)/4)
+	l.reserveFor(ringPages, alSlots*alOverflow)
+}
+
+func (l *logState) reserveFor(ringPages uint32, entries int) {
+	const perPage = logPayload / shortRecord
+	l.reserve = min(entries/perPage+maxVolumes/perPage+4, int(ringPages)/4)
 }
 
 func (l *logState) used() int { return int(l.next - l.durableTail) }
@@ -252,7 +255,7 @@ func (c *Core) finishFlush(r *Request) {
 			}
 			// What the flush has licensed goes at once if the log is filling, so that the
 			// reply already tells the lower pressure.
-			if excess := c.al.count - c.al.slots/2; excess > 0 {
+			if excess := c.al.excess(); excess > 0 {
 				c.retire(excess + c.al.slots/8)
 			}
 		}
@@ -269,6 +272,6 @@ func (c *Core) Idle() bool {
 	}
 	c.idle = true
 	c.retire(cap(c.al.removed))
-	return c.cache.unfolded > 0 || c.fold.stage != foldIdle || c.commit.stage != commitIdle ||
+	return c.verifyNext() || c.cache.unfolded > 0 || c.fold.stage != foldIdle || c.commit.stage != commitIdle ||
 		len(c.al.removed) > 0 || c.wantsTail()
 }

@@ -20,7 +20,7 @@ func (c *Core) EachRegion(fn func(id cluster.VolumeID, layer uint32, chunk uint6
 func (c *Core) Suspect(keep func(id cluster.VolumeID, chunk uint64) bool) {
 	for i := range c.al.ent {
 		if e := &c.al.ent[i]; e.state != alFree && keep(volumeOf(e), e.key.chunk) {
-			e.marks |= MarkSuspect
+			c.al.mark(uint32(i), e.marks|MarkSuspect)
 			e.unlog = false
 		}
 	}

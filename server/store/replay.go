@@ -283,17 +283,17 @@ func (p *replay) finish(isClean bool) {
 		keys = append(keys, k)
 	}
 	sort.Slice(keys, func(a, b int) bool { return p.regions[keys[a]].order < p.regions[keys[b]].order })
-	c.al.init(max(c.cfg.ALSlots, (len(keys)+1)/alOverflow))
-	c.al.slots = c.cfg.ALSlots
+	c.al.init(c.cfg.ALSlots, len(keys)) // what a crash left does not take room from what comes
+	c.log.reserveFor(c.lay.ringPages, len(c.al.ent))
 	c.commit.init(c.log.groupMax, len(c.al.ent))
 	for _, k := range keys {
 		e := c.al.add(&k)
 		ent := &c.al.ent[e]
 		ent.state = alDurable
 		ent.logMarks = p.regions[k].marks
-		ent.durMarks, ent.marks = ent.logMarks, ent.logMarks
-		if !isClean || c.doubts[k] != nil {
-			ent.marks |= MarkSuspect | MarkVerify
+		ent.durMarks = ent.logMarks
+		if c.al.mark(e, ent.logMarks); !isClean || c.doubts[k] != nil {
+			c.al.mark(e, ent.logMarks|MarkSuspect|MarkVerify)
 		}
 		c.al.logged(e, p.regions[k].seq)
 	}
@@ -310,10 +310,7 @@ func (p *replay) finish(isClean bool) {
 	}
 	for e := c.al.ent[0].lru.next; e != 0; e = c.al.ent[e].lru.next {
 		if ent := &c.al.ent[e]; ent.slot == 0 {
-			ent.marks &^= MarkVerify
-			if c.cfg.LocalResolve {
-				ent.marks &^= MarkSuspect
-			}
+			c.al.mark(e, ent.marks&^c.settled())
 		}
 	}
 }

@@ -47,7 +47,8 @@ func (c *Core) stampAbsent(r *Request) admission {
 func (c *Core) stampEntry(r *Request, e uint32) {
 	ent := &c.al.ent[e]
 	ent.gen, ent.interval = uint64(r.Tag.Gen), r.Tag.Interval
-	ent.marks, ent.unlog = 0, r.Unlog
+	ent.unlog = r.Unlog
+	c.al.mark(e, 0)
 	delete(c.torn, ent.key)
 }
 
@@ -68,7 +69,7 @@ func (c *Core) stepMark(r *Request) {
 			}
 		}
 		ent := &c.al.ent[e]
-		ent.marks |= r.Marks
+		c.al.mark(e, ent.marks|r.Marks)
 		ent.unlog = false
 		ent.inflight++
 		c.al.touch(e)

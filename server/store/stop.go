@@ -41,7 +41,7 @@ func (c *Core) pumpStop() bool {
 		c.retire(cap(c.al.removed))
 		for key := range c.torn {
 			if e := c.al.find(&key); e != 0 {
-				c.al.ent[e].marks |= MarkSuspect | MarkVerify // found again by the next start
+				c.al.mark(e, c.al.ent[e].marks|MarkSuspect|MarkVerify) // found again by the next start
 			}
 		}
 		for i := range c.al.ent {

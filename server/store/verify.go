@@ -31,13 +31,14 @@ func (d *doubt) add(r *record) {
 // checksums after a crash, on first use (rule 22). Only regions of the activity
 // log come here; a mismatch anywhere else is rot.
 type verifyState struct {
-	queue []uint32 // entries of the activity log
-	entry uint32   // under way, 0: none
-	page  uint32
-	stage verifyStage
-	io    IO
-	buf   []byte
-	first uint32
+	queue  []uint32 // entries of the activity log
+	entry  uint32   // under way, 0: none
+	page   uint32
+	stage  verifyStage
+	io     IO
+	buf    []byte
+	first  uint32
+	cursor uint32 // of verifyNext; only a start adds the mark
 }
 
 type verifyStage uint8
@@ -287,10 +288,7 @@ func (c *Core) endVerify(st transport.Status) {
 // resolved is for the client to say, unless this device decides alone.
 func (c *Core) verified(e uint32) {
 	ent := &c.al.ent[e]
-	ent.marks &^= MarkVerify
-	if c.cfg.LocalResolve {
-		ent.marks &^= MarkSuspect
-	}
+	c.al.mark(e, ent.marks&^c.settled())
 	if ent.state == alPending {
 		return // they wait for that as well
 	}
@@ -299,6 +297,31 @@ func (c *Core) verified(e uint32) {
 	for r := q.pop(); r != nil; r = q.pop() {
 		c.step(r)
 	}
+}
+
+// settled are the marks that go when a region has been verified.
+func (c *Core) settled() Marks {
+	if c.cfg.LocalResolve {
+		return MarkVerify | MarkSuspect
+	}
+	return MarkVerify
+}
+
+// verifyNext has the next region that needs it verified, for a device that is
+// idle: regions that nobody touches would otherwise stay in the log for ever.
+func (c *Core) verifyNext() bool {
+	if c.verify.stage != verifyIdle || len(c.verify.queue) > 0 {
+		return true
+	}
+	for i := c.verify.cursor; i < uint32(len(c.al.ent)); i++ {
+		if e := &c.al.ent[i]; e.state != alFree && e.marks&MarkVerify != 0 {
+			c.verify.cursor = i + 1 // one that fails is tried again when it is used
+			c.wantVerify(i)
+			return true
+		}
+	}
+	c.verify.cursor = uint32(len(c.al.ent))
+	return false
 }
 
 // failWaiter ends a request that waits for something that failed.
