@@ -22,6 +22,10 @@ func Format(d Disk, device, clusterID cluster.UUID, progress func(done, total in
 	if err != nil {
 		return Identity{}, err
 	}
+	return format(d, lay, device, clusterID, progress)
+}
+
+func format(d Disk, lay layout, device, clusterID cluster.UUID, progress func(done, total int64)) (Identity, error) {
 	if progress == nil {
 		progress = func(int64, int64) {}
 	}

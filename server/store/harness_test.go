@@ -36,8 +36,16 @@ type rigIO struct {
 }
 
 func newRig(t testing.TB, size int64, cfg Config) *rig {
-	d := disk.NewMem(size)
-	if _, err := Format(d, cluster.UUID{1, 2, 3}, cluster.UUID{9}, nil); err != nil {
+	l, err := newLayout(size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newRigWith(t, l, cfg)
+}
+
+func newRigWith(t testing.TB, l layout, cfg Config) *rig {
+	d := disk.NewMem(l.size)
+	if _, err := format(d, l, cluster.UUID{1, 2, 3}, cluster.UUID{9}, nil); err != nil {
 		t.Fatal(err)
 	}
 	r := &rig{t: t, disk: d, rnd: rand.New(rand.NewPCG(1, 2))}

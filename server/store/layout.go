@@ -22,7 +22,8 @@ const (
 	ringOffset  = 64 << 10
 	minRing     = 1 << 20
 	maxRing     = 64 << 20
-	ringDivisor = 1024 // ring bytes = device bytes / ringDivisor, within the bounds
+	leastRing   = 64 << 10 // what a device may have; small ones exist in tests
+	ringDivisor = 1024     // ring bytes = device bytes / ringDivisor, within the bounds
 	maxSlots    = 1 << 26
 )
 
@@ -44,7 +45,10 @@ type layout struct {
 }
 
 func newLayout(size int64) (layout, error) {
-	ring := min(max(size/ringDivisor, minRing), maxRing) &^ (pageSize - 1)
+	return layoutWith(size, min(max(size/ringDivisor, minRing), maxRing)&^(pageSize-1))
+}
+
+func layoutWith(size, ring int64) (layout, error) {
 	l := layout{ringPages: uint32(ring / pageSize)}
 	// Each slot needs its megabyte and a little over 8 KiB; start from an upper
 	// bound and step down to the first count that fits.

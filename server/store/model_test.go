@@ -54,6 +54,7 @@ type modelOp struct {
 // profile is what a run is like.
 type profile struct {
 	size   int64
+	ring   int64 // bytes; 0: as usual
 	chunks uint64
 	width  uint32 // blocks of a chunk that are in use, about
 	every  int    // a crash is drawn at every so many-th completion
@@ -63,14 +64,14 @@ type profile struct {
 }
 
 // profiles make different parts work hard: few blocks that are overwritten and
-// synced all the time, many of everything, a small activity log, more chunks
-// than cached pages.
+// synced all the time, a small log ring, a small activity log, more chunks than
+// cached pages.
 func profiles() []profile {
 	return []profile{
-		{testSize, 2, 3, 4, 3000, 200, 250},
-		{testSize, 24, 24, 40, 1000, 80, 80},
-		{testSize, 24, 24, 40, 1000, 80, 80},
-		{192 << 20, 80, 12, 80, 1000, 80, 80},
+		{testSize, 0, 2, 3, 4, 3000, 200, 250},
+		{testSize, 256 << 10, 24, 24, 40, 1000, 80, 80},
+		{testSize, 0, 24, 24, 40, 1000, 80, 80},
+		{192 << 20, 0, 80, 12, 80, 1000, 80, 80},
 	}
 }
 
@@ -97,7 +98,14 @@ func newModel(t testing.TB, seed uint64, p profile, cfg Config) *model {
 	m := &model{t: t, cfg: cfg, profile: p, blocks: map[modelKey]*modelBlock{},
 		ops: map[*Request]*modelOp{}, used: map[modelKey]uint32{}, torn: map[modelKey]bool{}, seen: map[string]int{}}
 	m.rnd = rand.New(rand.NewPCG(seed, 7))
-	m.rig = newRig(t, p.size, cfg)
+	l, err := newLayout(p.size)
+	if p.ring != 0 {
+		l, err = layoutWith(p.size, p.ring)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.rig = newRigWith(t, l, cfg)
 	m.rig.rnd = m.rnd
 	m.zero = xxhash.Sum64(make([]byte, cluster.BlockSize))
 	for i := range 2 {
@@ -620,7 +628,7 @@ func TestModelNoticesMissingRules(t *testing.T) {
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
-				m := newModel(c, seed, profile{testSize, 24, 24, 10, 400, 80, 80},
+				m := newModel(c, seed, profile{testSize, 0, 24, 24, 10, 400, 80, 80},
 					Config{LocalResolve: true, VerifyReads: true, Off: rules.Set(rule)})
 				m.run()
 			}()

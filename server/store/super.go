@@ -87,7 +87,7 @@ func (s *superblock) decode(b []byte) error {
 	s.epoch = le.Uint64(b[64:])
 	s.errors = le.Uint64(b[112:])
 	ring, slots := le.Uint32(b[80:]), le.Uint32(b[84:])
-	if ring < minRing/pageSize || ring > maxRing/pageSize || slots == 0 || slots > maxSlots {
+	if ring < leastRing/pageSize || ring > maxRing/pageSize || slots == 0 || slots > maxSlots {
 		return fmt.Errorf("%w: superblock geometry", ErrCorrupt)
 	}
 	s.layout = layout{ringPages: ring}
