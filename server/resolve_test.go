@@ -91,8 +91,8 @@ func TestResolveOps(t *testing.T) {
 		}
 		rep := q.want(transport.StatusOK, asPeer(transport.Header{Op: transport.OpTags}), nil)
 		var tags []transport.TagEntry
-		if next, err := transport.DecodeTags(rep.data, func(x *transport.TagEntry) { tags = append(tags, *x) }); err != nil ||
-			next != 0 || len(tags) != 1 || tags[0] != (transport.TagEntry{Chunk: 5, Gen: 3, Blocks: 2}) {
+		next, err := transport.DecodeTags(rep.data, func(x *transport.TagEntry) { tags = append(tags, *x) })
+		if err != nil || next != 0 || len(tags) != 1 || tags[0] != (transport.TagEntry{Chunk: 5, Gen: 3, Blocks: 2}) {
 			t.Errorf("tags: %+v, next %d, %v", tags, next, err)
 		}
 		q.want(transport.StatusRefused, asPeer(readHeader(5, 4096, 4096)), nil)

@@ -14,7 +14,8 @@ import (
 
 // purePackages hold the rules of replication, recovery and placement as state
 // machines that can be replayed: method calls in, effects out.
-var purePackages = []string{"cluster", "cluster/placement", "cluster/rules", "server/gate", "server/store",
+var purePackages = []string{"cluster", "cluster/placement", "cluster/rules",
+	"server/gate", "server/resync", "server/store",
 	"stripe/core", "stripe/layout", "stripe/rangelock", "mdm/state"}
 
 // impureImports would let the world in.

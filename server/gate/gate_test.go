@@ -377,7 +377,8 @@ func TestSwitches(t *testing.T) {
 	if want(t, "SkippedDirty", s, transport.StatusOK); !k.Skip || g.Targets()[0].Left() != 0 {
 		t.Error("SkippedDirty: marked")
 	}
-	_, _, g = admit(rules.Set(rules.AttachDirties), target(1, 1, 5, 5), target(2, 2, 5, 5), head(transport.OpStamp, 0, 5, 0))
+	_, _, g = admit(rules.Set(rules.AttachDirties), target(1, 1, 5, 5), target(2, 2, 5, 5),
+		head(transport.OpStamp, 0, 5, 0))
 	if len(g.Raised()) != 0 {
 		t.Error("AttachDirties: raised")
 	}
