@@ -40,5 +40,4 @@ done
 umount mnt
 e2fsck -fn /dev/nbd0 >/dev/null
 sdc detach /dev/nbd0
-cluster down
-say "done"
+the_end vol

@@ -39,5 +39,4 @@ mount /dev/nbd0 mnt
 [ "$(md5sum <mnt/random)" = "$sum" ] || fail "the file has changed"
 umount mnt
 sdc detach /dev/nbd0
-cluster down
-say "done"
+the_end home

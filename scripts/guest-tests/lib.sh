@@ -30,11 +30,25 @@ on_exit() {
 trap on_exit EXIT
 trap 'say "a command failed on line $LINENO: $BASH_COMMAND" >&2' ERR
 
-# cluster_up OPTIONS… starts a cluster and takes over its environment.
+# cluster_up OPTIONS… starts a cluster and takes over its environment. Stories that
+# run in one guest (several.sh) share the first one's.
 cluster_up() {
-	"$scripts/cluster" up --dir "$dir/cluster" "$@"
+	if [ -z "${BRAID_TEST_SHARED:-}" ] || [ ! -e "$dir/cluster/env" ]; then
+		"$scripts/cluster" up --dir "$dir/cluster" "$@"
+	fi
 	. "$dir/cluster/env"
 	say "the cluster is up"
+}
+
+# the_end VOLUME… ends a story: its volumes go, and the cluster unless it is shared.
+the_end() {
+	local volume
+	if [ -n "${BRAID_TEST_SHARED:-}" ]; then
+		for volume in "$@"; do scli volume delete "$volume"; done
+	else
+		cluster down
+	fi
+	say "done"
 }
 
 cluster() { "$scripts/cluster" "$@" --dir "$dir/cluster"; }

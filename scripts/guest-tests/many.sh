@@ -33,5 +33,4 @@ umount mnt
 e2fsck -fn /dev/nbd2p2 >/dev/null
 for i in 0 1 2 3; do sdc detach /dev/nbd$i; done
 [ "$(sdc list -o json | jq length)" = 0 ] || fail "sdc list is not empty"
-cluster down
-say "done"
+the_end vol0 vol1 vol2 vol3

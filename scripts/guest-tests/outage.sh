@@ -57,5 +57,4 @@ from=$SECONDS
 timeout 30 sdc detach /dev/nbd0 --force || fail "detach with dead servers"
 [ $((SECONDS - from)) -le 10 ] || fail "detach took $((SECONDS - from)) s"
 say "detached from dead servers in $((SECONDS - from)) s"
-cluster down
-say "done"
+the_end

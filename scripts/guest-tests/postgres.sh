@@ -43,5 +43,4 @@ say "$count transactions, all sums are equal"
 server -m fast stop
 umount mnt
 sdc detach /dev/nbd0
-cluster down
-say "done"
+the_end db

@@ -48,5 +48,4 @@ dmesg | grep -iE 'out of memory|blocked for more than' && fail "the kernel compl
 umount mnt
 e2fsck -fn /dev/nbd0 >/dev/null
 sdc detach /dev/nbd0
-cluster down
-say "done"
+the_end vol

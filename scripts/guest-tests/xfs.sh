@@ -35,5 +35,4 @@ fio_verify mnt/file2
 umount mnt
 xfs_repair -n /dev/nbd0 2>/dev/null >&2
 sdc detach /dev/nbd0
-cluster down
-say "done"
+the_end data
