@@ -39,6 +39,7 @@ type negotiation struct {
 	// context is the export that base:allocation was negotiated for.
 	context    *Export
 	hasContext bool
+	deadline   time.Time // of the whole handshake
 	out        *bytebufferpool.ByteBuffer
 }
 
@@ -52,9 +53,10 @@ type outcome struct {
 // negotiate leads the handshake to the choice of an export, or to an error. It
 // does not close the connection.
 func (s *Server) negotiate(conn net.Conn) (*outcome, error) {
-	n := &negotiation{server: s, conn: conn, rw: conn, out: bytebufferpool.Get()}
+	n := &negotiation{server: s, conn: conn, rw: conn, out: bytebufferpool.Get(),
+		deadline: time.Now().Add(handshakeTime)}
 	defer bytebufferpool.Put(n.out)
-	if err := conn.SetDeadline(time.Now().Add(handshakeTime)); err != nil {
+	if err := conn.SetDeadline(n.deadline); err != nil {
 		return nil, fmt.Errorf("nbd: set the handshake's deadline: %w", err)
 	}
 	if err := n.greet(); err != nil {
@@ -306,13 +308,12 @@ func (n *negotiation) uncountedGo() ([]byte, error) {
 	}
 	k, err := io.ReadFull(n.rw, b)
 	if k == 0 && errors.Is(err, errTimeout()) {
-		err = n.conn.SetDeadline(time.Now().Add(handshakeTime))
-		return nil, err
+		return nil, n.conn.SetDeadline(n.deadline)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("nbd: read uncounted option data: %w", err)
 	}
-	if err := n.conn.SetDeadline(time.Now().Add(handshakeTime)); err != nil {
+	if err := n.conn.SetDeadline(n.deadline); err != nil {
 		return nil, fmt.Errorf("nbd: set a deadline: %w", err)
 	}
 	length := binary.BigEndian.Uint32(b)
