@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/json"
 	"math/rand"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,8 +14,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/pojntfx/go-nbd/pkg/client"
 )
 
 // toolTime bounds a run of an external program.
@@ -181,21 +178,6 @@ func TestFio(t *testing.T) {
 		}
 	})
 	r.atRest()
-}
-
-// go-nbd's client lists the exports. (Its Connect wants a kernel device; what it
-// sends in the handshake is in TestUncountedGo.)
-func TestGoNBDClient(t *testing.T) {
-	r := newRig(t, rigOptions{})
-	conn, err := net.Dial("unix", r.path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	names, err := client.List(conn)
-	if err != nil || !slices.Equal(names, []string{"disk"}) {
-		t.Errorf("go-nbd lists %q, %v", names, err)
-	}
 }
 
 // nbd-client lists the exports without a kernel device.
