@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"strings"
+	"time"
 )
 
 // Sizes shared by every part.
@@ -16,6 +17,12 @@ const (
 
 	MaxPGs = 1 << 20 // groups in one set: what a PGID can name
 )
+
+// ReadLease is how long a client takes a device's confirmation of its
+// generation to hold. Without one that is younger it completes no read, so that
+// who attaches next needs to wait no longer than that for a device that cannot
+// be fenced.
+const ReadLease = 4 * time.Second
 
 // UUID identifies a cluster or a device for good.
 type UUID [16]byte

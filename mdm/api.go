@@ -117,8 +117,11 @@ func (a *api) RegisterServer(ctx context.Context, r *connect.Request[pb.Register
 		resp.DeviceIds = append(resp.DeviceIds, uint32(id))
 		if l := a.m.leads(); l != nil && id != 0 {
 			d := r.Msg.Devices[i]
-			l.leases.report(id, d.Used, d.Volumes, d.Freed)
+			l.leases.report(id, d)
 		}
+	}
+	if l := a.m.leads(); l != nil {
+		l.tendNow(decided(ctx))
 	}
 	return connect.NewResponse(resp), nil
 }
@@ -178,7 +181,7 @@ func (a *api) RenewServer(ctx context.Context, r *connect.Request[pb.RenewServer
 		l.leases.renewServer(r.Msg.Name, l.now())
 		for i, d := range r.Msg.Devices {
 			if id := ids[reports[i].UUID]; id != 0 {
-				l.leases.report(id, d.Used, d.Volumes, d.Freed)
+				l.leases.report(id, d)
 			}
 		}
 		if !tx.Empty() {
@@ -190,6 +193,9 @@ func (a *api) RenewServer(ctx context.Context, r *connect.Request[pb.RenewServer
 	}
 	if err != nil {
 		return nil, a.coded(ctx, err)
+	}
+	if len(reports) == 0 || !tx.Empty() {
+		l.tendNow(decided(ctx))
 	}
 	return connect.NewResponse(&pb.RenewServerResponse{Known: known}), nil
 }

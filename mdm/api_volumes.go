@@ -4,6 +4,7 @@ package mdm
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"connectrpc.com/connect"
@@ -47,7 +48,7 @@ func (a *api) ListVolumes(context.Context, *connect.Request[pb.ListVolumesReques
 func volumeMessage(v *state.Volume, s *state.Session) *pb.Volume {
 	m := &pb.Volume{Id: uint64(v.ID), Name: v.Name, Size: v.Size, Replicas: uint32(v.Replicas),
 		StripeUnit: v.StripeUnit, StripeWidth: v.StripeWidth, BlockSize: v.BlockSize, PgSet: v.PGSet,
-		Generation: uint64(v.Generation)}
+		Generation: uint64(v.Generation), Attached: v.Attached}
 	if s != nil {
 		m.AttachedBy = s.Host + " (" + s.Client + ")"
 		m.AttachedSince = s.Since.Format(time.RFC3339)
@@ -91,18 +92,21 @@ func (a *api) Attach(ctx context.Context, r *connect.Request[pb.AttachRequest],
 	if err != nil {
 		return nil, err
 	}
-	// A session whose lease ran out must not be in the way until the next tick.
-	if err := l.expire(decided(ctx)); err != nil {
+	// A session whose lease ran out must not be in the way until the next tick, and
+	// what the copies are worth has to be known.
+	if err := errors.Join(l.expire(decided(ctx)), l.tend(decided(ctx))); err != nil {
 		return nil, a.coded(ctx, err)
 	}
 	resp := &pb.AttachResponse{LeaseMs: uint32(l.leases.sessionTerm.Milliseconds())}
 	var volume cluster.VolumeID
 	err = l.change(decided(ctx), func(st *state.State, now time.Time) (*state.Tx, error) {
+		request.Progress = l.leases.progress()
 		tx, v, session, err := st.Attach(request, l.leases.persisted, now)
 		if err != nil {
 			return nil, err
 		}
 		volume = v.ID
+		putBefore(resp, st.Before(v, request.Progress))
 		resp.Volume = volumeMessage(v, session)
 		resp.Generation, resp.Session = uint64(session.Generation), uint64(session.Generation)
 		l.leases.renewSession(v.ID, session.Generation, 0, now)
@@ -120,7 +124,11 @@ func (a *api) Attach(ctx context.Context, r *connect.Request[pb.AttachRequest],
 func (a *api) Detach(ctx context.Context, r *connect.Request[pb.DetachRequest],
 ) (*connect.Response[pb.DetachResponse], error) {
 	err := a.change(ctx, func(st *state.State, _ *leader, now time.Time) (*state.Tx, error) {
-		return st.Detach(r.Msg.Volume, r.Msg.Client, cluster.Generation(r.Msg.Generation), now)
+		end := st.Detach
+		if r.Msg.Unflushed {
+			end = st.Abandon
+		}
+		return end(r.Msg.Volume, r.Msg.Client, cluster.Generation(r.Msg.Generation), now)
 	})
 	if err != nil {
 		return nil, err
@@ -128,7 +136,8 @@ func (a *api) Detach(ctx context.Context, r *connect.Request[pb.DetachRequest],
 	return connect.NewResponse(&pb.DetachResponse{}), nil
 }
 
-// RenewSession never writes to etcd.
+// RenewSession writes to etcd only when a client says that it survived the loss
+// of all caches.
 func (a *api) RenewSession(ctx context.Context, r *connect.Request[pb.RenewSessionRequest],
 ) (*connect.Response[pb.RenewSessionResponse], error) {
 	l, err := a.leader(ctx)
@@ -136,15 +145,26 @@ func (a *api) RenewSession(ctx context.Context, r *connect.Request[pb.RenewSessi
 		return nil, err
 	}
 	resp := &pb.RenewSessionResponse{}
+	var sound []*pb.SessionState
 	a.m.store.read(func(st *state.State) {
 		for _, s := range r.Msg.Sessions {
 			id, gen := cluster.VolumeID(s.Volume), cluster.Generation(s.Generation)
 			if st.Holds(id, r.Msg.Client, gen) {
 				l.leases.renewSession(id, gen, s.AdoptedVersion, l.now())
+				if s.SoundVersion > 0 && !st.Sound(id, gen, s.SoundVersion, l.now()).Empty() {
+					sound = append(sound, s)
+				}
 			} else {
 				resp.Lost = append(resp.Lost, s.Volume)
 			}
 		}
 	})
+	for _, s := range sound {
+		if err := l.change(decided(ctx), func(st *state.State, now time.Time) (*state.Tx, error) {
+			return st.Sound(cluster.VolumeID(s.Volume), cluster.Generation(s.Generation), s.SoundVersion, now), nil
+		}); err != nil {
+			return nil, a.coded(ctx, err)
+		}
+	}
 	return connect.NewResponse(resp), nil
 }

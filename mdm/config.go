@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"braid/mdm/client"
+	"braid/mdm/state"
 )
 
 // Terms and intervals.
@@ -49,7 +50,12 @@ type Config struct {
 
 	ServerLease  time.Duration
 	SessionLease time.Duration
-	Log          *slog.Logger
+
+	// AutoEvict takes copies that are away or broken out of the in-sync sets and
+	// brings them back by resync. Off: groups wait for their copies.
+	AutoEvict bool
+
+	Log *slog.Logger
 
 	now      func() time.Time // tests turn the clock
 	skipSync bool             // tests do not wait for the disk
@@ -89,6 +95,11 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("member name %q: it may not contain '/', '=', ',' or spaces", c.Name)
 	}
 	return c, allowListen("--listen", c.Listen, c.Insecure)
+}
+
+// policy is what the state machine is to do by itself.
+func (c Config) policy() state.Policy {
+	return state.Policy{Evict: c.AutoEvict, Resync: c.AutoEvict}
 }
 
 // reachable is the address that others are told: where the API listens, or

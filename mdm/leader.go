@@ -24,6 +24,7 @@ type leader struct {
 	guard  guard
 	now    func() time.Time
 	leases *leases
+	care   *care
 	end    context.CancelFunc // ends the term
 	log    *slog.Logger
 
@@ -79,7 +80,8 @@ func (m *Member) lead(ctx context.Context) error {
 	if err := election.Campaign(won, ballot(m.config.Name, m.addr)); err != nil {
 		return fmt.Errorf("campaign: %w", err)
 	}
-	l := &leader{store: m.store, now: m.config.now, leases: newLeases(m.config), end: cancel, log: m.config.Log,
+	l := &leader{store: m.store, now: m.config.now, leases: newLeases(m.config),
+		care: newCare(), end: cancel, log: m.config.Log,
 		guard: guard{key: election.Key(), created: election.Rev()}}
 	if err := l.takeOver(won, m); err != nil {
 		return err
@@ -179,7 +181,7 @@ func (l *leader) tick(ctx context.Context) error {
 			l.leases.extend(late)
 		}
 		last = now
-		if err := l.expire(ctx); err != nil {
+		if err := errors.Join(l.expire(ctx), l.tend(ctx)); err != nil {
 			// It passes: etcd may be without a quorum. The leases stay as they are
 			// and the next tick tries again.
 			l.log.Warn("leases that ran out could not be ended", "error", err)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"braid/cluster"
+	"braid/mdm/pb"
 	"braid/mdm/state"
 )
 
@@ -24,6 +25,7 @@ type leases struct {
 	sessions map[cluster.VolumeID]sessionLease
 	used     map[cluster.DeviceID]uint64
 	persist  map[cluster.VolumeID]cluster.Generation // the newest that any device reported
+	learned  map[cluster.DeviceID]uint64             // map version of each device
 	freed    map[cluster.VolumeID]map[cluster.DeviceID]bool
 }
 
@@ -40,6 +42,7 @@ func newLeases(c Config) *leases {
 		sessions: map[cluster.VolumeID]sessionLease{},
 		used:     map[cluster.DeviceID]uint64{},
 		persist:  map[cluster.VolumeID]cluster.Generation{},
+		learned:  map[cluster.DeviceID]uint64{},
 		freed:    map[cluster.VolumeID]map[cluster.DeviceID]bool{},
 	}
 }
@@ -113,14 +116,14 @@ func (l *leases) expired(st *state.State, now time.Time) (servers []string, sess
 }
 
 // report remembers what a server measured of a device.
-func (l *leases) report(id cluster.DeviceID, used uint64, volumes map[uint64]uint64, freed []uint64) {
+func (l *leases) report(id cluster.DeviceID, r *pb.DeviceReport) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.used[id] = used
-	for v, gen := range volumes {
+	l.used[id], l.learned[id] = r.Used, r.AdoptedVersion
+	for v, gen := range r.Volumes {
 		l.persist[cluster.VolumeID(v)] = max(l.persist[cluster.VolumeID(v)], cluster.Generation(gen))
 	}
-	for _, v := range freed {
+	for _, v := range r.Freed {
 		of := cluster.VolumeID(v)
 		if l.freed[of] == nil {
 			l.freed[of] = map[cluster.DeviceID]bool{}
@@ -150,6 +153,18 @@ func (l *leases) forgettable(st *state.State) []cluster.VolumeID {
 		}
 	}
 	return out
+}
+
+// progress returns how far sessions and devices have come with the map.
+func (l *leases) progress() state.Progress {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p := state.Progress{Devices: maps.Clone(l.learned),
+		Sessions: make(map[cluster.VolumeID]state.SessionProgress, len(l.sessions))}
+	for id, s := range l.sessions {
+		p.Sessions[id] = state.SessionProgress{Generation: s.generation, Adopted: s.adopted}
+	}
+	return p
 }
 
 // usage returns what each device reported as used, in bytes.

@@ -25,16 +25,19 @@ var (
 
 // store follows etcd: it holds the state that all members share.
 type store struct {
-	etcd *clientv3.Client
-	log  *slog.Logger
+	etcd   *clientv3.Client
+	policy state.Policy
+	log    *slog.Logger
 
 	mu      sync.RWMutex // guards what follows; never held across a call to etcd
 	state   *state.State
 	changed chan struct{} // closed and replaced when the state changes
 }
 
-func newStore(etcd *clientv3.Client, log *slog.Logger) *store {
-	return &store{etcd: etcd, log: log, state: state.New(), changed: make(chan struct{})}
+func newStore(etcd *clientv3.Client, policy state.Policy, log *slog.Logger) *store {
+	s := &store{etcd: etcd, policy: policy, log: log, state: state.New(), changed: make(chan struct{})}
+	s.state.Policy = policy
+	return s
 }
 
 // read calls f with the state, which must not be kept or changed.
@@ -72,6 +75,7 @@ func (s *store) load(ctx context.Context) (int64, error) {
 		all[i] = state.Change{Key: string(kv.Key), Value: kv.Value, Revision: kv.ModRevision}
 	}
 	fresh := state.New()
+	fresh.Policy = s.policy
 	if err := fresh.Load(all); err != nil {
 		return 0, err
 	}

@@ -116,6 +116,8 @@ GET /healthz tells whether changes can be made, GET /metrics is for Prometheus.`
 	f.StringVar(&config.Cluster, "cluster", "",
 		"all members as NAME=http://HOST:PORT,… (default: this one alone)")
 	f.StringSliceVar(&config.Etcd, "etcd", nil, "URLs of an etcd to use instead of the one built in")
+	f.BoolVar(&config.AutoEvict, "auto-evict", false,
+		"take copies that are away or restarted out of their groups, and bring them back by resync")
 	f.BoolVar(&config.Insecure, "insecure", false,
 		"allow addresses that other hosts reach; there is no authentication")
 	f.BoolVarP(&verbose, "verbose", "v", false, "log more")

@@ -11,76 +11,6 @@ import (
 	"braid/cluster/placement"
 )
 
-// drop is a device leaving the in-sync sets of groups.
-type drop struct {
-	s       *State
-	dropped []*cluster.PG // as they were
-	last    []*cluster.PG // keep the device: it is their last in-sync copy
-	changed map[uint32]map[uint32]*cluster.PG
-}
-
-// groupsToDrop plans that the device leaves the in-sync set of every group in
-// the given set (nil: of all sets that hold volumes), never as the last one.
-func (s *State) groupsToDrop(id cluster.DeviceID, only *uint32) *drop {
-	d := &drop{s: s, changed: map[uint32]map[uint32]*cluster.PG{}}
-	for number := range s.sets {
-		if only != nil && *only != number || s.volumesIn(number) == 0 {
-			continue
-		}
-		for _, pg := range s.table(number) {
-			if !pg.Has(id) {
-				continue
-			}
-			if len(pg.InSync) == 1 {
-				d.last = append(d.last, pg)
-				continue
-			}
-			d.dropped = append(d.dropped, pg)
-			next := d.edit(pg)
-			next.InSync = without(next.InSync, id)
-		}
-	}
-	return d
-}
-
-// edit returns the group's next version, with the next epoch.
-func (d *drop) edit(pg *cluster.PG) *cluster.PG {
-	set, index := pg.ID.Set(), pg.ID.Index()
-	if d.changed[set] == nil {
-		d.changed[set] = map[uint32]*cluster.PG{}
-	}
-	next := d.changed[set][index]
-	if next == nil {
-		copied := *pg
-		copied.Epoch++
-		next = &copied
-		d.changed[set][index] = next
-	}
-	return next
-}
-
-// leave takes the device out of the groups' memberships as well.
-func (d *drop) leave(id cluster.DeviceID) {
-	for number := range d.s.sets {
-		for _, pg := range d.s.table(number) {
-			if d.s.volumesIn(number) == 0 || !pg.Member(id) {
-				continue
-			}
-			next := d.edit(pg)
-			next.Replicas = without(next.Replicas, id)
-			if next.Target == id {
-				next.Target = 0
-			}
-		}
-	}
-}
-
-func (d *drop) put(tx *Tx) {
-	for set, groups := range d.changed {
-		tx.putPGs(set, groups)
-	}
-}
-
 func without(ids []cluster.DeviceID, id cluster.DeviceID) []cluster.DeviceID {
 	return slices.DeleteFunc(slices.Clone(ids), func(x cluster.DeviceID) bool { return x == id })
 }
@@ -157,13 +87,16 @@ func (s *State) replaceTable(tx *Tx, set *cluster.PGSet, table placement.Table) 
 			epoch = max(epoch, pg.value.Epoch)
 		}
 	}
-	changed := map[uint32]*cluster.PG{}
+	changed := map[uint32]*group{}
 	old := s.table(set.Number)
 	for i, devices := range table {
-		pg := &cluster.PG{ID: cluster.MakePGID(set.Number, uint32(i)), Epoch: epoch + 1,
-			Replicas: devices, InSync: devices}
+		pg := &group{Epoch: epoch + 1, Replicas: devices, InSync: devices}
+		for _, id := range devices {
+			pg.Joined = append(pg.Joined, s.devices[id].Incarnation)
+		}
 		if i < len(old) && slices.Equal(old[i].Replicas, pg.Replicas) &&
-			slices.Equal(old[i].InSync, pg.InSync) && old[i].Target == 0 {
+			slices.Equal(old[i].InSync, pg.InSync) && old[i].Target == 0 &&
+			slices.Equal(s.record(old[i].ID).Joined, pg.Joined) {
 			continue
 		}
 		changed[uint32(i)] = pg

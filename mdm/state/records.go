@@ -108,15 +108,19 @@ type Volume struct {
 	Generation  cluster.Generation `json:"generation"`
 	Created     time.Time          `json:"created"`
 	Request     string             `json:"request,omitempty"` // makes a repeated create the same volume
+	// Attached is in this record, and not only the session's, so that the map's
+	// version tells when it changed.
+	Attached bool `json:"attached,omitempty"`
 }
 
 func (v *Volume) cluster() *cluster.Volume {
 	return &cluster.Volume{ID: v.ID, Name: v.Name, Size: v.Size, Replicas: v.Replicas,
 		StripeUnit: v.StripeUnit, StripeWidth: v.StripeWidth, BlockSize: v.BlockSize,
-		PGSet: v.PGSet, Generation: v.Generation}
+		PGSet: v.PGSet, Generation: v.Generation, Attached: v.Attached}
 }
 
-// Session is the one attachment of a volume.
+// Session is the one attachment of a volume, or what is left of one that was
+// not detached cleanly.
 type Session struct {
 	Volume     cluster.VolumeID   `json:"volume"`
 	Client     string             `json:"client"`
@@ -125,6 +129,19 @@ type Session struct {
 	ReadOnly   bool               `json:"read_only,omitempty"`
 	Request    string             `json:"request"` // makes a repeated attach the same attach
 	Since      time.Time          `json:"since"`
+
+	// Dead: its lease ran out, or it gave up with acked writes unflushed. The
+	// volume's generation exceeds the session's, which fences it. The record stays
+	// until the next attach, which has to know what it left.
+	Dead bool `json:"dead,omitempty"`
+	// Resumed: under a guest that lived on, so that no acked write may be given up.
+	Resumed bool `json:"resumed,omitempty"`
+	// Seen is a map version that this session, and every one before it that may
+	// still be around, has adopted for certain.
+	Seen uint64 `json:"seen,omitempty"`
+	// Sound is the revision after which copies that lose their caches may lose
+	// acked writes of this session's guest.
+	Sound int64 `json:"sound,omitempty"`
 }
 
 // Tombstone remembers a deleted volume until no server holds any of it.
@@ -139,11 +156,32 @@ type page struct {
 	Groups []group `json:"groups"`
 }
 
+// group is a placement group: what the map shows of it, and what only mdm needs.
 type group struct {
-	Epoch    uint32             `json:"e"`
-	Replicas []cluster.DeviceID `json:"r"`
-	InSync   []cluster.DeviceID `json:"s"`
-	Target   cluster.DeviceID   `json:"t,omitempty"`
+	Epoch       uint32             `json:"e"`
+	Replicas    []cluster.DeviceID `json:"r"`
+	InSync      []cluster.DeviceID `json:"s"`
+	Target      cluster.DeviceID   `json:"t,omitempty"`
+	TargetEpoch uint32             `json:"te,omitempty"`
+
+	// Joined is the incarnation of each in-sync copy, in the order of InSync, when
+	// it came in. A copy whose device has another one by now lost its cache: it is
+	// broken. 0: not known yet.
+	Joined    []cluster.Incarnation `json:"j,omitempty"`
+	TargetInc cluster.Incarnation   `json:"ti,omitempty"`
+	// Out are the devices that were in sync in an earlier epoch. A session that
+	// has not adopted the group's newest epoch may still read from them.
+	Out []cluster.DeviceID `json:"o,omitempty"`
+	// Lost is the revision at which every copy was broken, and the state of all
+	// was accepted as the new truth: acked writes of sessions of that time that
+	// were not flushed are gone. 0: never.
+	Lost int64 `json:"l,omitempty"`
+}
+
+// pg is what the map shows.
+func (g *group) pg(id cluster.PGID) *cluster.PG {
+	return &cluster.PG{ID: id, Epoch: g.Epoch, Replicas: g.Replicas, InSync: g.InSync,
+		Target: g.Target, TargetEpoch: g.TargetEpoch}
 }
 
 // Severities of events.

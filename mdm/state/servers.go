@@ -205,11 +205,19 @@ func (s *State) deviceChanged(tx *Tx, old, d *Device) {
 	if d.StartCounter < old.StartCounter {
 		// Rule 21: a counter that went back means an older image of the disk. What
 		// it holds is not what was acked, so it is taken out wherever it can be.
-		groups := s.groupsToDrop(d.ID, nil)
+		groups, left, last := s.regroup(), 0, 0
+		for _, h := range s.inSync(d.ID, nil) {
+			if len(h.g.InSync) == 1 {
+				last++
+				continue
+			}
+			groups.leave(h.id, d.ID)
+			left++
+		}
 		tx.event(Error, "device-rolled-back", deviceName(d), "device %d, %s on server %s, counts %d "+
 			"starts, it had %d: an older image of the disk came back; taken out of %d groups, and "+
 			"%d have no other copy", d.ID, d.Path, d.Server, d.StartCounter, old.StartCounter,
-			len(groups.dropped), len(groups.last))
+			left, last)
 		groups.put(tx)
 	}
 	tx.put(deviceKey(d.ID), *d)
@@ -224,7 +232,7 @@ func (s *State) missingDevices(tx *Tx, r ServerReport) {
 			continue
 		}
 		d := *old
-		d.Failed = "its server started without it"
+		d.Failed = missing
 		s.deviceChanged(tx, old, &d)
 	}
 }
@@ -290,18 +298,25 @@ func (s *State) RemoveDevice(id cluster.DeviceID, force bool, now time.Time) (*T
 		return nil, refuse(ErrNotFound, "remove device %d: there is none; `scli device list` shows them", id)
 	}
 	tx := s.Begin(now)
-	member, held := 0, s.groupsToDrop(id, nil)
-	for number := range s.sets {
-		if s.volumesIn(number) == 0 {
-			continue // the set is laid out anew before it is used
-		}
-		for _, pg := range s.table(number) {
-			if pg.Member(id) {
-				member++
+	member, last, groups := 0, 0, s.regroup()
+	for _, number := range s.used() {
+		s.each(number, func(pg cluster.PGID, p *placed) {
+			if !p.value.Member(id) {
+				return
 			}
-		}
+			member++
+			switch {
+			case !p.value.Has(id):
+			case len(p.value.InSync) == 1:
+				last++
+				return
+			default:
+				groups.leave(pg, id)
+			}
+			groups.forget(pg, id)
+		})
 	}
-	if n := len(held.last); n > 0 {
+	if n := last; n > 0 {
 		return nil, refuse(ErrRefused, "remove device %d (%s): it holds the only in-sync copy of %d "+
 			"groups, and their data would be lost; delete the volumes that use them first, or bring "+
 			"the other copies back", id, deviceName(d), n)
@@ -310,8 +325,7 @@ func (s *State) RemoveDevice(id cluster.DeviceID, force bool, now time.Time) (*T
 		return nil, refuse(ErrRefused, "remove device %d (%s): it holds copies of %d groups; --force "+
 			"takes it out at once and leaves these groups with one copy less", id, deviceName(d), member)
 	}
-	held.leave(id)
-	held.put(tx)
+	groups.put(tx)
 	tx.remove(deviceKey(id))
 	if server := s.servers[d.Server]; server != nil && !server.Up && s.devicesOf(d.Server) == 1 {
 		tx.remove(serverKey(d.Server)) // nothing is left to wait for

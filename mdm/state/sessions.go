@@ -4,9 +4,11 @@ package state
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"braid/cluster"
+	"braid/cluster/rules"
 )
 
 // AttachRequest asks for a volume's one session.
@@ -18,6 +20,7 @@ type AttachRequest struct {
 	Force      bool
 	GuestAlive bool
 	ReadOnly   bool
+	Progress   Progress // as reported up to now
 }
 
 func (x *Session) holder() string {
@@ -44,7 +47,8 @@ func (s *State) Attach(r AttachRequest, persisted func(cluster.VolumeID) cluster
 		return nil, nil, nil, refuse(ErrInvalid, "%s: the request names no client or no host", op)
 	}
 	tx := s.Begin(now)
-	held := s.sessions[v.ID]
+	before := s.sessions[v.ID]
+	held := s.Session(v.ID)
 	switch {
 	case held == nil:
 	case r.Request != "" && held.Request == r.Request && held.Client == r.Client:
@@ -62,10 +66,25 @@ func (s *State) Attach(r AttachRequest, persisted func(cluster.VolumeID) cluster
 			"it away with --force, which fences that client: its unflushed writes are lost", op,
 			held.holder())
 	}
+	if r.GuestAlive && before != nil && s.lost(v, before) && !s.Policy.Off.Has(rules.Verifier) {
+		return nil, nil, nil, refuse(ErrRefused, "%s: all copies of some of its data restarted without "+
+			"their caches, so acknowledged writes that were not flushed may be lost, and the guest "+
+			"that wrote them cannot go on as if they were there; give the kernel device up (sdc "+
+			"detach), attach anew and mount again: every flushed write is there", op)
+	}
 	next := *v
-	next.Generation = max(v.Generation, persisted(v.ID)) + 1
+	next.Generation, next.Attached = max(v.Generation, persisted(v.ID))+1, true
 	session := &Session{Volume: v.ID, Client: r.Client, Host: r.Host, Generation: next.Generation,
-		ReadOnly: r.ReadOnly, Request: r.Request, Since: tx.now}
+		ReadOnly: r.ReadOnly, Request: r.Request, Since: tx.now, Seen: s.MapVersion(), Sound: s.Revision,
+		Resumed: r.GuestAlive}
+	if before != nil {
+		// What the client before had under way ends when this one has fenced every
+		// copy, which its first report of an adopted version says.
+		session.Seen = r.Progress.adopted(before)
+		if r.GuestAlive {
+			session.Sound = before.Sound
+		}
+	}
 	tx.put(volumeKey(v.ID), next)
 	tx.put(sessionKey(v.ID), session)
 	tx.event(Info, "attached", v.Name, "volume %s was attached by host %s (client %s), generation %d",
@@ -73,26 +92,148 @@ func (s *State) Attach(r AttachRequest, persisted func(cluster.VolumeID) cluster
 	return tx, &next, session, nil
 }
 
-// Detach plans the end of a session; one that is gone already, or that somebody
-// else has by now, needs nothing.
+// Before is what the session before an attach left, where it was not detached
+// cleanly.
+type Before struct {
+	Resume  bool               // no acked write is known to be lost
+	Sources []Source           // devices, with the incarnation in which copies there may be sources
+	Broken  []BrokenCopy       // in-sync copies there that are no sources all the same
+	Fence   []cluster.DeviceID // to fence besides those in sync and the targets
+	Wait    time.Duration      // when one of all these cannot be fenced
+}
+
+// BrokenCopy is an in-sync copy that lost its cache.
+type BrokenCopy struct {
+	PG     cluster.PGID
+	Device cluster.DeviceID
+}
+
+// Before tells what an attach that is planned now has to know.
+//
+// Fence is rule 26: what was in sync in an epoch since the old session's adopted
+// one. As a target comes in sync only after every session has adopted the epoch
+// that announced it, each map that the old client may hold names every copy that
+// is in sync now, as one or as the target: with these fenced it reads nothing
+// after ReadLease, and before that nothing when all of Fence are fenced as well.
+func (s *State) Before(v *Volume, p Progress) Before {
+	x := s.sessions[v.ID]
+	if x == nil {
+		return Before{Resume: true}
+	}
+	b := Before{Resume: !s.lost(v, x), Wait: cluster.ReadLease}
+	sound := map[cluster.DeviceID]bool{}
+	fence := map[cluster.DeviceID]bool{}
+	adopted := p.adopted(x)
+	s.each(v.PGSet, func(id cluster.PGID, at *placed) {
+		any := false
+		for i, h := range s.judge(at.record) {
+			device := at.record.InSync[i]
+			if h.sound {
+				sound[device], any = true, true
+			} else {
+				b.Broken = append(b.Broken, BrokenCopy{id, device})
+			}
+		}
+		b.Resume = b.Resume && any
+		if adopted < uint64(at.version) {
+			for _, device := range at.record.Out {
+				fence[device] = s.devices[device] != nil
+			}
+		}
+	})
+	for _, d := range s.sortedDevices() {
+		if sound[d.ID] {
+			b.Sources = append(b.Sources, Source{d.ID, d.Incarnation})
+		}
+		if fence[d.ID] && !s.Policy.Off.Has(rules.AttachFencesAll) {
+			b.Fence = append(b.Fence, d.ID)
+		}
+	}
+	b.Broken = slices.DeleteFunc(b.Broken, func(x BrokenCopy) bool { return !sound[x.Device] })
+	if s.Policy.Off.Has(rules.ZombieReads) {
+		b.Wait = 0
+	}
+	return b
+}
+
+// lost reports whether acked writes of the session may be gone: all copies of a
+// group were broken at once since its guest began.
+func (s *State) lost(v *Volume, x *Session) bool {
+	lost := false
+	s.each(v.PGSet, func(_ cluster.PGID, at *placed) { lost = lost || at.record.Lost > x.Sound })
+	return lost
+}
+
+// Sound plans that a session is, on its client's word, not touched by copies
+// that lost their caches up to a version of the map: it held all of that version
+// and lost no acked write.
+func (s *State) Sound(id cluster.VolumeID, gen cluster.Generation, version uint64, now time.Time) *Tx {
+	tx := s.Begin(now)
+	x, v := s.sessions[id], s.volumes[id]
+	if x == nil || v == nil || x.Dead || x.Generation != gen || !s.lost(v, x) {
+		return tx
+	}
+	known := true
+	s.each(v.PGSet, func(_ cluster.PGID, at *placed) {
+		known = known && (at.record.Lost <= x.Sound || version >= uint64(at.version))
+	})
+	if known {
+		next := *x
+		next.Sound = s.Revision
+		tx.put(sessionKey(id), next)
+	}
+	return tx
+}
+
+// Detach plans the end of a session that flushed everything; one that is gone
+// already, or that somebody else has by now, needs nothing.
 func (s *State) Detach(name, client string, gen cluster.Generation, now time.Time) (*Tx, error) {
+	return s.end(name, client, gen, false, now)
+}
+
+// Abandon plans the end of a session whose acked writes may not be flushed: it
+// ends as a dead client's does.
+func (s *State) Abandon(name, client string, gen cluster.Generation, now time.Time) (*Tx, error) {
+	return s.end(name, client, gen, true, now)
+}
+
+func (s *State) end(name, client string, gen cluster.Generation, unflushed bool, now time.Time) (*Tx, error) {
 	v, err := s.named("detach volume "+name, name)
 	if err != nil {
 		return nil, err
 	}
 	tx := s.Begin(now)
-	held := s.sessions[v.ID]
-	if held != nil && held.Client == client && (gen == 0 || held.Generation == gen) {
+	held := s.Session(v.ID)
+	switch {
+	case held == nil || held.Client != client || gen != 0 && held.Generation != gen:
+	case unflushed:
+		s.bury(tx, v, held)
+		tx.event(Warning, "detached", v.Name, "volume %s was given up by host %s with writes that may not "+
+			"be flushed", v.Name, held.Host)
+	default:
+		next := *v
+		next.Attached = false
+		tx.put(volumeKey(v.ID), next)
 		tx.remove(sessionKey(v.ID))
 		tx.event(Info, "detached", v.Name, "volume %s was detached by host %s", v.Name, held.Host)
 	}
 	return tx, nil
 }
 
+// bury marks a session as dead and fences it: from the generation on that the
+// same transaction gives the volume, no server takes anything of it (rule 14).
+func (s *State) bury(tx *Tx, v *Volume, x *Session) {
+	dead, next := *x, *v
+	dead.Dead = true
+	next.Generation, next.Attached = v.Generation+1, false
+	tx.put(sessionKey(v.ID), dead)
+	tx.put(volumeKey(v.ID), next)
+}
+
 // Holds reports whether the client has the volume's session under that
 // generation.
 func (s *State) Holds(id cluster.VolumeID, client string, gen cluster.Generation) bool {
-	held := s.sessions[id]
+	held := s.Session(id)
 	return held != nil && held.Client == client && held.Generation == gen
 }
 
@@ -100,45 +241,68 @@ func (s *State) Holds(id cluster.VolumeID, client string, gen cluster.Generation
 func (s *State) ExpireSessions(ids []cluster.VolumeID, now time.Time) *Tx {
 	tx := s.Begin(now)
 	for _, id := range ids {
-		held, v := s.sessions[id], s.volumes[id]
+		held, v := s.Session(id), s.volumes[id]
 		if held == nil {
 			continue
 		}
-		tx.remove(sessionKey(id))
-		if v != nil {
-			tx.event(Warning, "session-expired", v.Name, "host %s (client %s) does not renew its lease "+
-				"of volume %s any more: the volume can be attached again", held.Host, held.Client, v.Name)
+		if v == nil {
+			tx.remove(sessionKey(id))
+			continue
 		}
+		s.bury(tx, v, held)
+		tx.event(Warning, "session-expired", v.Name, "host %s (client %s) does not renew its lease "+
+			"of volume %s any more: the volume can be attached again", held.Host, held.Client, v.Name)
 	}
 	return tx
 }
 
 // DropReplica plans taking a device out of the in-sync sets of a volume's
 // groups, on the word of the client that writes to it (rule 16: stale before
-// the ack). A group's last in-sync copy stays: there mdm cannot help.
+// the ack). A group's last in-sync copy stays, and its last sound one: there
+// mdm cannot help.
 func (s *State) DropReplica(id cluster.VolumeID, gen cluster.Generation, device cluster.DeviceID,
 	reason string, now time.Time) (tx *Tx, dropped, last []cluster.PGID, err error) {
 	v := s.volumes[id]
 	if v == nil {
 		return nil, nil, nil, refuse(ErrNotFound, "drop device %d: there is no volume %d", device, id)
 	}
-	held := s.sessions[id]
+	held := s.Session(id)
 	if held == nil || held.Generation != gen {
 		return nil, nil, nil, refuse(ErrRefused, "drop device %d from the groups of volume %s: "+
 			"generation %d is not the one that has it attached; attach it again", device, v.Name, gen)
 	}
 	tx = s.Begin(now)
-	d := s.groupsToDrop(device, &v.PGSet)
-	d.put(tx)
-	for _, pg := range d.dropped {
-		dropped = append(dropped, pg.ID)
+	r := s.regroup()
+	for _, h := range s.inSync(device, &v.PGSet) {
+		if s.mayDrop(h.g, device) {
+			r.leave(h.id, device)
+			dropped = append(dropped, h.id)
+		} else {
+			last = append(last, h.id)
+		}
 	}
-	for _, pg := range d.last {
-		last = append(last, pg.ID)
-	}
+	r.put(tx)
 	if len(dropped) > 0 {
 		tx.event(Warning, "replica-dropped", v.Name, "device %d is no longer in sync in %d groups, and "+
 			"the last copy of %d: %s", device, len(dropped), len(last), reason)
 	}
 	return tx, dropped, last, nil
+}
+
+// mayDrop reports whether a copy that its client calls broken can leave. Where
+// mdm does not evict by itself, copies that restarted stay in the set, and their
+// client alone knows which of them lost nothing.
+func (s *State) mayDrop(g *group, device cluster.DeviceID) bool {
+	if len(g.InSync) < 2 {
+		return false
+	}
+	if !s.Policy.Evict || s.Policy.Off.Has(rules.UnbrokenSource) {
+		return true
+	}
+	for i, h := range s.judge(g) {
+		if g.InSync[i] != device && h.sound {
+			return true
+		}
+	}
+	return false
 }

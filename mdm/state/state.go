@@ -22,6 +22,7 @@ type Change struct {
 // State is everything below Prefix, decoded.
 type State struct {
 	Revision int64 // of the newest change applied
+	Policy   Policy
 	floor    int64 // deltas can start here or later: what was deleted earlier is not known
 
 	mod      map[string]int64 // revision in which each key was written
@@ -35,7 +36,7 @@ type State struct {
 	sessions map[cluster.VolumeID]*Session
 	removed  map[cluster.VolumeID]*Tombstone
 	sets     map[uint32]*cluster.PGSet
-	pages    map[uint32]map[int][]versioned[*cluster.PG]
+	pages    map[uint32]map[int][]placed
 	events   []Event // oldest first
 
 	goneDevices []versioned[cluster.DeviceID] // deleted since floor, oldest first
@@ -47,6 +48,14 @@ type State struct {
 type versioned[T any] struct {
 	value   T
 	version int64
+}
+
+// placed is a group with the revisions in which it changed.
+type placed struct {
+	value     *cluster.PG // as the map shows it
+	version   int64       // in which that changed, or a later one
+	announced int64       // in which the running target was announced, or a later one
+	record    *group
 }
 
 // New returns an empty state.
@@ -61,7 +70,7 @@ func New() *State {
 		sessions: map[cluster.VolumeID]*Session{},
 		removed:  map[cluster.VolumeID]*Tombstone{},
 		sets:     map[uint32]*cluster.PGSet{},
-		pages:    map[uint32]map[int][]versioned[*cluster.PG]{},
+		pages:    map[uint32]map[int][]placed{},
 	}
 }
 
@@ -198,25 +207,31 @@ func (s *State) applyPage(name string, c Change) error {
 		return err
 	}
 	if s.pages[set] == nil {
-		s.pages[set] = map[int][]versioned[*cluster.PG]{}
+		s.pages[set] = map[int][]placed{}
 	}
 	old := s.pages[set][index]
-	groups := make([]versioned[*cluster.PG], len(p.Groups))
-	for i, g := range p.Groups {
-		pg := &cluster.PG{ID: cluster.MakePGID(set, uint32(index*PageSize+i)), Epoch: g.Epoch,
-			Replicas: g.Replicas, InSync: g.InSync, Target: g.Target}
-		groups[i] = versioned[*cluster.PG]{pg, c.Revision}
-		if i < len(old) && samePG(old[i].value, pg) {
-			groups[i] = old[i]
+	groups := make([]placed, len(p.Groups))
+	for i := range p.Groups {
+		g := &p.Groups[i]
+		next := placed{value: g.pg(cluster.MakePGID(set, uint32(index*PageSize+i))),
+			version: c.Revision, announced: c.Revision, record: g}
+		if i < len(old) {
+			if samePG(old[i].value, next.value) {
+				next.value, next.version = old[i].value, old[i].version
+			}
+			if was := old[i].record; was.Target == g.Target && was.TargetEpoch == g.TargetEpoch {
+				next.announced = old[i].announced
+			}
 		}
+		groups[i] = next
 	}
 	s.pages[set][index] = groups
 	return nil
 }
 
 func samePG(a, b *cluster.PG) bool {
-	return a.Epoch == b.Epoch && a.Target == b.Target && slices.Equal(a.InSync, b.InSync) &&
-		slices.Equal(a.Replicas, b.Replicas)
+	return a.Epoch == b.Epoch && a.Target == b.Target && a.TargetEpoch == b.TargetEpoch &&
+		slices.Equal(a.InSync, b.InSync) && slices.Equal(a.Replicas, b.Replicas)
 }
 
 func (s *State) applyEvent(name string, value []byte) error {

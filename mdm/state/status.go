@@ -41,13 +41,13 @@ type Status struct {
 	Groups           int
 	GroupsDegraded   int
 	groupsOut        int // without any in-sync copy that is up
-	groupsRebuilding int
+	GroupsRebuilding int // a target is being brought in sync
 }
 
 // Status sums up. used is what the devices reported last, in bytes.
 func (s *State) Status(used map[cluster.DeviceID]uint64) Status {
 	st := Status{Health: OK, Servers: len(s.servers), Devices: len(s.devices),
-		Volumes: len(s.volumes), Attached: len(s.sessions)}
+		Volumes: len(s.volumes), Attached: len(s.Sessions())}
 	up := map[cluster.DeviceID]bool{}
 	for _, d := range s.sortedDevices() {
 		c := s.clusterDevice(d)
@@ -68,8 +68,8 @@ func (s *State) Status(used map[cluster.DeviceID]uint64) Status {
 		st.worse(Degraded, "%d of %d groups have fewer in-sync copies up than they should",
 			st.GroupsDegraded, st.Groups)
 	}
-	if st.groupsRebuilding > 0 {
-		st.worse(Rebuilding, "%d groups are being copied", st.groupsRebuilding)
+	if st.GroupsRebuilding > 0 {
+		st.worse(Rebuilding, "%d groups are being copied", st.GroupsRebuilding)
 	}
 	s.downParts(&st)
 	for _, number := range slices.Sorted(maps.Keys(s.sets)) {
@@ -113,7 +113,7 @@ func (s *State) countGroups(st *Status, up map[cluster.DeviceID]bool) {
 				st.groupsOut++
 			}
 			if pg.Target != 0 {
-				st.groupsRebuilding++
+				st.GroupsRebuilding++
 			}
 		}
 	}

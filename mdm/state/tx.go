@@ -8,8 +8,6 @@ import (
 	"maps"
 	"slices"
 	"time"
-
-	"braid/cluster"
 )
 
 // Kinds of refusal; the API maps them to its codes.
@@ -90,7 +88,7 @@ func (t *Tx) event(severity, kind, subject, format string, args ...any) {
 
 // putPGs writes changed groups of a set: whole pages, of which the others keep
 // what the state has.
-func (t *Tx) putPGs(number uint32, changed map[uint32]*cluster.PG) {
+func (t *Tx) putPGs(number uint32, changed map[uint32]*group) {
 	touched := map[int]bool{}
 	for index := range changed {
 		touched[int(index)/PageSize] = true
@@ -99,15 +97,14 @@ func (t *Tx) putPGs(number uint32, changed map[uint32]*cluster.PG) {
 		var p page
 		old := t.s.pages[number][index]
 		for i := range PageSize {
-			pg := changed[uint32(index*PageSize+i)]
-			if pg == nil && i < len(old) {
-				pg = old[i].value
+			g := changed[uint32(index*PageSize+i)]
+			if g == nil && i < len(old) {
+				g = old[i].record
 			}
-			if pg == nil {
+			if g == nil {
 				break
 			}
-			p.Groups = append(p.Groups, group{Epoch: pg.Epoch, Replicas: pg.Replicas,
-				InSync: pg.InSync, Target: pg.Target})
+			p.Groups = append(p.Groups, *g)
 		}
 		t.pages[pageKey(number, index)] = encode(p)
 	}

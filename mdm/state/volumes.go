@@ -43,14 +43,23 @@ func (s *State) Volumes() []*Volume {
 	})
 }
 
-// Session returns the volume's session, or nil.
-func (s *State) Session(id cluster.VolumeID) *Session { return s.sessions[id] }
+// Session returns the volume's session, or nil. A dead one is none.
+func (s *State) Session(id cluster.VolumeID) *Session {
+	if x := s.sessions[id]; x != nil && !x.Dead {
+		return x
+	}
+	return nil
+}
 
-// Sessions returns all sessions, by volume.
+// Sessions returns all sessions that are not dead, by volume.
 func (s *State) Sessions() []*Session {
-	return slices.SortedFunc(maps.Values(s.sessions), func(a, b *Session) int {
-		return cmp.Compare(a.Volume, b.Volume)
-	})
+	var out []*Session
+	for _, id := range slices.Sorted(maps.Keys(s.sessions)) {
+		if x := s.Session(id); x != nil {
+			out = append(out, x)
+		}
+	}
+	return out
 }
 
 // CreateVolume plans a volume, and the PG set for its number of replicas where
@@ -230,9 +239,9 @@ func (s *State) ResizeVolume(name string, size uint64, shrink bool, now time.Tim
 		return nil, nil, nil, refuse(ErrRefused, "%sit has %s, and %s would cut off what lies beyond; "+
 			"shrink the file system first, then repeat with --shrink", op,
 			cluster.FormatSize(v.Size), cluster.FormatSize(size))
-	case size < v.Size && s.sessions[v.ID] != nil:
+	case size < v.Size && s.Session(v.ID) != nil:
 		return nil, nil, nil, refuse(ErrRefused, "%sit is %s, and an attached volume cannot shrink; "+
-			"detach it first", op, s.sessions[v.ID].holder())
+			"detach it first", op, s.Session(v.ID).holder())
 	case size < v.Size:
 		warnings = append(warnings, "what lies beyond the new end keeps its space and shows again "+
 			"if the volume grows; discard it before shrinking")
@@ -257,7 +266,7 @@ func (s *State) DeleteVolume(name string, force bool, now time.Time) (*Tx, error
 	if err != nil {
 		return nil, err
 	}
-	session := s.sessions[v.ID]
+	session := s.Session(v.ID)
 	if session != nil && !force {
 		return nil, refuse(ErrRefused, "%s: it is %s; detach it there (sdc detach), or delete it all "+
 			"the same with --force", op, session.holder())
