@@ -23,6 +23,25 @@ func dumpLog(g *rig, key chunkKey) string {
 		return err.Error()
 	}
 	fmt.Fprintf(&b, "\ntail %d last %d clean %v\n", last.tail, last.seq, s.flags&superClean)
+	for t := range uint32(2) { // the pages of the slot that the chunk has
+		for slot := range s.layout.slots {
+			var p chunkPage
+			buf := alignedBytes(pageSize)
+			if _, err := g.disk.ReadAt(buf, s.layout.pageAt(slot, t)); err != nil {
+				return err.Error()
+			}
+			if p.decode(buf, s.salt(), slot, nil) && p.head.key == key {
+				fmt.Fprintf(&b, "slot %d twin %d: state %d number %d tag %d,%d %d blocks\n", slot, t, p.head.state,
+					p.head.pageSeq, p.head.gen, p.head.interval, p.head.blocks)
+			}
+		}
+	}
+	if slot, ok := g.core.slots.find(&key); ok {
+		in := &g.core.slots.info[slot]
+		p := g.core.cache.at(in.page)
+		fmt.Fprintf(&b, "in memory: slot %d number %d top %d state %d first %d last %d have %x\n", slot, in.pageSeq,
+			p.topSeq, p.state, p.firstSeq, p.lastSeq, p.have)
+	}
 	for q := last.tail; q <= last.seq; {
 		h := r.group(q)
 		_ = r.records(h, func(x *record) error {

@@ -163,6 +163,9 @@ func (c *Core) decodePage(p *page, b []byte, err error) transport.Status {
 		!overlay && best.head.pageSeq != in.pageSeq {
 		return transport.StatusRot
 	}
+	// The next fold must go to the other twin, whatever number the header has: if
+	// the fold before was cut off, this is the only page there is.
+	in.pageSeq = best.head.pageSeq
 	var sums [blocks]uint64
 	best.decode(b[twin*pageSize:], c.salt, p.slot, &sums)
 	if !overlay || p.needsBits {

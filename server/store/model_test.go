@@ -61,6 +61,7 @@ type profile struct {
 	steps  int
 	trims  int // of 1000 steps
 	syncs  int // of 1000 steps: flushes; and FUA of 1000 writes
+	losses int // of 1000 steps: power losses that the run goes on from
 }
 
 // profiles make different parts work hard: few blocks that are overwritten and
@@ -68,10 +69,10 @@ type profile struct {
 // cached pages.
 func profiles() []profile {
 	return []profile{
-		{testSize, 0, 2, 3, 4, 3000, 200, 250},
-		{testSize, 256 << 10, 24, 24, 40, 1000, 80, 80},
-		{testSize, 0, 24, 24, 40, 1000, 80, 80},
-		{192 << 20, 0, 80, 12, 80, 1000, 80, 80},
+		{testSize, 0, 2, 3, 4, 3000, 200, 250, 15},
+		{testSize, 256 << 10, 24, 24, 40, 1000, 80, 80, 2},
+		{testSize, 0, 24, 24, 40, 1000, 80, 80, 2},
+		{192 << 20, 0, 80, 12, 80, 1000, 80, 80, 2},
 	}
 }
 
@@ -404,7 +405,8 @@ func (m *model) resolve(g *rig, v cluster.VolumeID, gen cluster.Generation, regi
 		r := g.must(&Request{Op: OpSums, Volume: v, Gen: gen, Chunk: x.Chunk, Data: alignedBytes(1 << 20),
 			Table: &transport.SumTable{}})
 		if r.Table.Rot != (transport.Bitmap{}) {
-			m.t.Fatalf("chunk %d of volume %d: rot after a power loss: %x", x.Chunk, v, r.Table.Rot)
+			m.t.Fatalf("chunk %d of volume %d: rot after a power loss: %x, verified %d%s", x.Chunk, v, r.Table.Rot,
+				g.core.stats.Verified, dumpLog(g, chunkKey{uint64(v), x.Chunk, 0}))
 		}
 		t := g.core.torn[chunkKey{uint64(v), x.Chunk, 0}]
 		for i := range uint32(blocks) {
@@ -487,16 +489,16 @@ func (m *model) run() {
 			} else {
 				m.change("zero")
 			}
-		case k < 880:
-			m.rig.core.Idle()
-		case k < 882:
-			m.crash()
-		case k < 884:
-			m.stop()
-		case k < 888:
-			m.fence()
 		case k < 900:
+			m.rig.core.Idle()
+		case k < 902:
+			m.stop()
+		case k < 906:
+			m.fence()
+		case k < 915:
 			m.quiesce()
+		case k < 915+m.losses:
+			m.crash()
 		}
 		m.rig.collect()
 		for n := m.rnd.IntN(5); n > 0 && len(m.rig.pending) > 0; n-- {
@@ -628,7 +630,7 @@ func TestModelNoticesMissingRules(t *testing.T) {
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
-				m := newModel(c, seed, profile{testSize, 0, 24, 24, 10, 400, 80, 80},
+				m := newModel(c, seed, profile{testSize, 0, 24, 24, 10, 400, 80, 80, 2},
 					Config{LocalResolve: true, VerifyReads: true, Off: rules.Set(rule)})
 				m.run()
 			}()
