@@ -108,7 +108,7 @@ func replyRoom(h *transport.Header) int {
 func (c *conn) Frame(_ *transport.Conn, h *transport.Header, sums []byte) {
 	d, s := c.dev, c.incoming
 	if h.Flags&transport.FlagReply != 0 {
-		d.lockAnswered(c, h)
+		d.target.lockAnswered(c, h)
 		return
 	}
 	c.incoming = nil

@@ -14,6 +14,7 @@ import (
 	"braid/mdm/client"
 	"braid/server/disk"
 	"braid/server/gate"
+	"braid/server/resync"
 	"braid/server/store"
 	"braid/transport"
 	"braid/transport/buf"
@@ -47,6 +48,9 @@ type device struct {
 	poison   bool          // tests: freed buffers are overwritten
 	changed  func()        // tells the registrar that there is news; never blocks
 	onEnd    func(*device) // after a failure
+	manager  Manager
+	resync   resync.Config
+	tasks    sync.WaitGroup // goroutines of the resync
 
 	loop        *loop.Loop
 	pool        *buf.Pool
@@ -65,6 +69,8 @@ type device struct {
 	state     deviceState
 	slots     *slotTable
 	gate      *gate.Gate
+	target    *target
+	adopted   uint64 // map version, as last reported
 	conns     map[*conn]struct{}
 	lastConn  gate.ConnID
 	dropped   map[cluster.VolumeID]bool // deleted volumes; true: nothing is left of them
@@ -125,6 +131,7 @@ func (d *device) start(cfg store.Config) error {
 	}
 	d.slots, d.gate = newSlotTable(maxRequests), gate.New(cfg.Off)
 	d.conns = map[*conn]struct{}{}
+	d.target = newTarget(d, d.resync)
 	d.dropped = map[cluster.VolumeID]bool{}
 	d.watch.Fire, d.idle.Fire = d.onWatch, d.onIdle
 	d.refreshReport()
@@ -186,13 +193,19 @@ func (d *device) closed(c *conn, err error) {
 	delete(d.conns, c)
 	d.stats.conns.Store(int64(len(d.conns)))
 	d.gate.ConnClosed(c.id)
+	d.target.connClosed(c.id)
 	d.log.Debug("connection closed", "peer", c.tc.Addr, "reason", err)
-	if len(d.conns) == 0 && d.whenEmpty != nil {
-		d.whenEmpty()
-		d.whenEmpty = nil
-	}
+	d.emptied()
 	if d.paused != nil {
 		d.schedule()
+	}
+}
+
+// emptied tells who waits for the end of all connections.
+func (d *device) emptied() {
+	if len(d.conns) == 0 && len(d.target.links) == 0 && d.whenEmpty != nil {
+		d.whenEmpty()
+		d.whenEmpty = nil
 	}
 }
 
@@ -240,6 +253,7 @@ func (d *device) fail(why error) {
 	}
 	d.log.Error("device failed and is out of service; the others go on", "reason", why)
 	d.refreshReport()
+	d.target.stop()
 	for c := range d.conns {
 		c.tc.Close(fmt.Errorf("server: device %s failed: %w", d.path, why))
 	}
@@ -265,6 +279,7 @@ func (d *device) learn(m *cluster.Map) {
 	}
 	d.gate.Learn(m, own)
 	d.gateMoved()
+	d.target.learn()
 	d.dropVolumes(m)
 }
 
@@ -305,7 +320,8 @@ func (d *device) refreshReport() {
 	d.stats.publish(&st, d.core.Pressure())
 	r := client.DeviceReport{UUID: d.uuid, Path: d.path, Size: uint64(d.id.Capacity),
 		Used: (st.Chunks - st.ChunksFree) * cluster.ChunkSize, StartCounter: d.id.Starts,
-		Incarnation: d.core.Incarnation(), Failed: d.hung, Volumes: map[cluster.VolumeID]cluster.Generation{}}
+		Incarnation: d.core.Incarnation(), Failed: d.hung, Adopted: d.gate.Adopted(),
+		Volumes: map[cluster.VolumeID]cluster.Generation{}}
 	if d.state == deviceFailed {
 		r.Failed = "failed"
 		if err := d.core.Err(); err != nil {

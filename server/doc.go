@@ -23,8 +23,13 @@
 // connection is not read until one is back. The slot holds the store's request,
 // the reply and the checksums, so that a request allocates nothing.
 //
+// What may be served is decided by the pure package gate; how this device's copy
+// gets into sync when the map makes it a target, by the pure package resync, which
+// target drives.
+//
 // Goroutines: one accepts, one for each handshake, two talk to the manager, and
-// one loop runs for each device. Close ends them all.
+// one loop runs for each device; a device that is being resynced has one for each
+// dial and each question to the manager under way. Close ends them all.
 //
 // Buffers: a slot owns its buffer from Incoming to the store's reply (writes) or
 // until the reply is sent (reads), and gives it back exactly once.

@@ -67,6 +67,7 @@ type fakeManager struct {
 	current  *cluster.Map
 	change   chan struct{} // closed and replaced when anything changes
 	left     bool
+	joins    int
 	generous bool // every device is listed in every group
 }
 
@@ -103,7 +104,7 @@ func (m *fakeManager) RegisterServer(_ context.Context, r client.ServerReport) (
 			id = cluster.DeviceID(len(m.ids) + 1)
 			m.ids[d.UUID] = id
 			m.publish(func(next *cluster.Map) {
-				next.Devices[id] = &cluster.Device{ID: id, UUID: d.UUID, Up: true}
+				next.Devices[id] = &cluster.Device{ID: id, UUID: d.UUID, Up: true, Addr: r.Addr}
 				if m.generous {
 					pg := *next.PGs[1][0]
 					pg.Replicas = append(pg.Replicas[:len(pg.Replicas):len(pg.Replicas)], id)
@@ -161,6 +162,48 @@ func (m *fakeManager) edit(edit func(*cluster.Map)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.publish(edit)
+}
+
+// ResyncReady has every target of a device begin at once.
+func (m *fakeManager) ResyncReady(_ context.Context, id cluster.DeviceID) (list []client.ReadyGroup, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, pg := range m.current.PGs[1] {
+		if m.away || pg.Target != id {
+			continue
+		}
+		g := client.ReadyGroup{PG: pg.ID, Epoch: pg.TargetEpoch}
+		for _, s := range pg.InSync {
+			for _, r := range m.reports {
+				if m.ids[r.UUID] == s {
+					g.Sources = append(g.Sources, client.Source{Device: s, Incarnation: r.Incarnation})
+				}
+			}
+		}
+		list = append(list, g)
+	}
+	return list, nil
+}
+
+// JoinInSync ends attempts. The first call says nothing of its outcome.
+func (m *fakeManager) JoinInSync(_ context.Context, r client.JoinRequest) (refused, later []cluster.PGID, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.joins++; m.joins == 1 {
+		return nil, nil, errAway
+	}
+	for _, j := range r.Groups {
+		pg := *m.current.PG(j.PG)
+		if pg.Target != r.Device || pg.TargetEpoch != j.Epoch {
+			refused = append(refused, j.PG)
+			continue
+		}
+		pg.InSync = append(pg.InSync[:len(pg.InSync):len(pg.InSync)], r.Device)
+		pg.Target, pg.TargetEpoch = 0, 0
+		pg.Epoch++
+		m.publish(func(next *cluster.Map) { next.PGs[1] = []*cluster.PG{&pg} })
+	}
+	return refused, nil, nil
 }
 
 func (m *fakeManager) setAway(away bool) {

@@ -31,6 +31,10 @@ const (
 	// A request that is being received, or a reply that is being sent, for so
 	// long holds a slot and a buffer for nothing: its connection is closed.
 	stalledAfter       = 10 * time.Second
+	resyncTick         = 10 * time.Millisecond // of a device that is being resynced
+	askTimeout         = 5 * time.Second       // of a question to the manager
+	joinAgain          = 500 * time.Millisecond
+	dialAgain          = 200 * time.Millisecond
 	watchInterval      = time.Second          // how often a device looks for hung operations
 	idleStep           = 2 * time.Millisecond // between steps of the store's background work
 	idleInterval       = 100 * time.Millisecond

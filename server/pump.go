@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"braid/server/resync"
 	"braid/server/store"
 	"braid/transport"
 	"braid/transport/loop"
@@ -49,7 +50,7 @@ func (d *device) RunDeferred() {
 	d.queued = false
 	for {
 		effects := d.core.Effects()
-		if len(effects) == 0 && d.ends == nil {
+		if len(effects) == 0 && d.ends == nil && !d.target.run() {
 			break
 		}
 		for i := range effects {
@@ -72,6 +73,11 @@ func (d *device) RunDeferred() {
 		d.incarnation.Store(inc)
 	}
 	d.gateMoved()
+	if v := d.gate.Adopted(); v != d.adopted {
+		d.adopted = v
+		d.refreshReport()
+		d.tell() // barriers wait for it (rule 24)
+	}
 	d.resume()
 }
 
@@ -85,6 +91,8 @@ func (d *device) ended(r *store.Request) {
 			return
 		}
 		d.reply(owner, r.Status)
+	case *resync.Op:
+		d.target.ended = append(d.target.ended, owner)
 	case *ownRequest:
 		owner.ended = true
 		owner.next, d.ownEnds = d.ownEnds, owner

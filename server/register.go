@@ -19,6 +19,8 @@ type Manager interface {
 	RegisterServer(context.Context, client.ServerReport) (client.Registration, error)
 	RenewServer(ctx context.Context, name string, lease uint64, devices []client.DeviceReport) (bool, error)
 	WatchMap(ctx context.Context, volumes []cluster.VolumeID, deliver func(*cluster.Map)) error
+	ResyncReady(context.Context, cluster.DeviceID) ([]client.ReadyGroup, error)
+	JoinInSync(context.Context, client.JoinRequest) (refused, later []cluster.PGID, err error)
 }
 
 // registrar keeps the server known to the metadata manager. It has two

@@ -17,6 +17,7 @@ import (
 	"braid/cluster"
 	"braid/mdm/client"
 	"braid/server/disk"
+	"braid/server/resync"
 	"braid/server/store"
 	"braid/transport"
 	"braid/transport/loop"
@@ -29,6 +30,7 @@ type Config struct {
 	Advertise string // HOST:PORT that others reach it by; empty: the listener's address
 	Engine    loop.Engine
 	Store     store.Config
+	Resync    resync.Config
 	Touch     func([]byte) // called for each payload buffer at the start, to have its memory; may be nil
 	Log       *slog.Logger
 
@@ -74,7 +76,7 @@ func Start(cfg Config, ln net.Listener, disks []Disk, manager Manager) (*Server,
 	}
 	s.name()
 	s.reg = newRegistrar(s, manager)
-	if err := s.open(disks); err != nil {
+	if err := s.open(disks, manager); err != nil {
 		return nil, errors.Join(err, s.abandon(disks))
 	}
 	ctx, stop := context.WithCancel(context.Background())
@@ -119,7 +121,7 @@ func (s *Server) name() {
 }
 
 // open reads who the disks are, and starts those that a cluster has claimed.
-func (s *Server) open(disks []Disk) error {
+func (s *Server) open(disks []Disk, manager Manager) error {
 	if len(disks) == 0 {
 		return errors.New("no device to serve")
 	}
@@ -138,6 +140,7 @@ func (s *Server) open(disks []Disk) error {
 		}
 		d := newDevice(k.Path, k.Backing, id, s.cfg.Engine, s.log)
 		d.changed, d.touch, d.poison = s.reg.report, s.cfg.Touch, s.cfg.poison
+		d.manager, d.resync = manager, s.cfg.Resync
 		s.devices = append(s.devices, d)
 		s.byUUID[id.Device] = d
 	}

@@ -49,19 +49,26 @@ func (d *device) drain(done func(transport.Status)) {
 		return
 	}
 	d.state = deviceStopping
+	d.target.stop()
 	d.own(store.Request{Op: store.OpStop}, done)
 }
 
 // abort ends a device as a crash would, but gives back what the process holds.
 func (d *device) abort() error {
-	d.loop.Call(func() { d.state = deviceStopping })
+	d.loop.Call(func() {
+		d.state = deviceStopping
+		d.target.stop()
+	})
 	return d.end(context.Background())
 }
 
 // end closes the connections, the loop and the disk.
 func (d *device) end(ctx context.Context) error {
+	d.target.cancel()
+	d.tasks.Wait() // its dials still need the loop
 	d.await(ctx, lastReplies, func(done func()) {
-		if len(d.conns) == 0 {
+		d.target.stop()
+		if len(d.conns) == 0 && len(d.target.links) == 0 {
 			done()
 			return
 		}

@@ -141,8 +141,10 @@ func (c *Core) begin(x *chunkCopy, r *run, k gate.Key) bool {
 		x.local.Req.Op, x.local.Req.Volume, x.local.Req.Gen = store.OpFence, k.Volume, v.Generation
 		x.left++
 		c.toStore(&x.local, func(_ *Op, status transport.Status) {
-			if x.left--; x.goesOn(status) {
-				x.compare()
+			x.left--
+			if x.goesOn(status) {
+				x.failed = true // begin anew: a client may have come meanwhile
+				x.end()
 			}
 		})
 	default:
@@ -157,6 +159,12 @@ func (c *Core) LockAnswer(now int64, id uint64, status transport.Status) {
 	for _, x := range c.copies {
 		if x.run == nil || !x.locked || x.lock.ID != id || x.left > 0 {
 			continue
+		}
+		if status == transport.StatusOK {
+			// The word of a client that was fenced meanwhile is worth nothing: its
+			// successor may have been told here that a write was skipped.
+			w := x.lock.Writer
+			status = c.gate.Confirm(w.Conn, w.Handle)
 		}
 		if status != transport.StatusOK {
 			x.locked = false
