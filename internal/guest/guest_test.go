@@ -82,10 +82,11 @@ func TestSeveralCPUs(t *testing.T) {
 }
 
 // Goal: XFS, fstrim that gives space back, online growth; four volumes at once,
-// partitions; what was fsynced survives the death of any one process.
+// partitions; a dead client daemon is replaced under load; what was fsynced
+// survives the death of any one process.
 func TestFileSystems(t *testing.T) {
-	run(t, story{script: "guest-tests/several.sh xfs many crash", kernel: "uml", memory: "2G",
-		limit: limit("300", "600")})
+	run(t, story{script: "guest-tests/several.sh xfs many daemon crash", kernel: "uml", memory: "2G",
+		limit: limit("400", "700")})
 }
 
 // Goal: PostgreSQL on a volume keeps its invariant.

@@ -1,0 +1,56 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Goal: the client's daemon may die under a running load and a new one takes its
+# device over without an I/O error; a device without daemon can be detached;
+# SIGTERM waits for what is mounted; ioctl attach and nbd-client work. Method:
+# kill -9, and the tools' own words.
+. "$(dirname -- "$0")/lib.sh"
+
+# pid prints the process id of the newest daemon.
+pid() { sed -n 's/.*msg=ready .*pid=//p' cluster/run/sdc.log | tail -n 1; }
+
+writes() { [ "$(awk '{ print $5 }' /sys/block/nbd0/stat)" -gt "$1" ]; }
+
+cluster_up --sds 3 --size 512M
+scli volume create vol --size 256M --replicas 2
+sdc attach /dev/nbd0 --volume vol --timeout 5s
+fio --name=crash --filename=/dev/nbd0 --rw=randrw --bs=4k-16k --ioengine=libaio --iodepth=4 \
+	--eta=never --direct=1 --size=64M --time_based --runtime=15 --verify=crc32c \
+	--verify_fatal=1 --output=fio.out &
+fio=$!
+within 30 writes 100
+kill -KILL "$(pid)"
+say "the daemon was killed under a running fio"
+sdc list
+sdc attach /dev/nbd0 --volume vol
+say "a new one has taken the device over"
+wait $fio || { cat fio.out; fail "fio saw an error"; }
+say "fio saw no error"
+
+kill -KILL "$(pid)"
+sdc detach /dev/nbd0
+say "a device without daemon was detached"
+
+sdc attach /dev/nbd0 --ioctl
+mkfs.ext4 -q /dev/nbd0
+mount /dev/nbd0 mnt
+fio_verify mnt/file --size=8M
+kill -TERM "$(pid)"
+head -c 1M /dev/urandom >mnt/after
+sync -f mnt
+[ "$(sdc list -o json | jq length)" = 1 ] || fail "the daemon ended under a mounted file system"
+umount mnt
+within 15 test ! -e cluster/run/sdc.sock
+say "attached by ioctl; told to end, the daemon waited for umount"
+
+sdc serve --volume vol --socket s.sock 2>serve.log &
+server=$!
+within 15 test -S s.sock
+nbd-client -unix s.sock -N vol /dev/nbd1 -timeout 10 >/dev/null
+e2fsck -fn /dev/nbd1 >/dev/null 2>&1
+nbd-client -d /dev/nbd1 >/dev/null
+kill -TERM $server
+wait $server
+say "nbd-client has read the same file system from sdc serve"
+the_end vol
