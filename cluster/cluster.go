@@ -132,6 +132,10 @@ type PG struct {
 	// TargetEpoch is the epoch that announced the target: the number of the
 	// attempt. Later epochs may keep the target; a new attempt starts over.
 	TargetEpoch uint32
+	// LostEpoch is the epoch at which every copy had lost its cache, and what they
+	// hold since is the truth; 0: never. A client whose map was older than that and
+	// that had acked writes here which were not flushed has lost them.
+	LostEpoch uint32
 }
 
 // Map is what clients and servers know of the cluster. A published Map is

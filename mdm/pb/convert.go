@@ -72,6 +72,7 @@ func ToPG(p *PG) *cluster.PG {
 		ID: cluster.PGID(p.GetId()), Epoch: p.GetEpoch(),
 		Replicas: toDevices(p.GetReplicas()), InSync: toDevices(p.GetInSync()),
 		Target: cluster.DeviceID(p.GetTarget()), TargetEpoch: p.GetTargetEpoch(),
+		LostEpoch: p.GetLostEpoch(),
 	}
 }
 
@@ -79,7 +80,7 @@ func ToPG(p *PG) *cluster.PG {
 func FromPG(p *cluster.PG) *PG {
 	return &PG{
 		Id: uint32(p.ID), Epoch: p.Epoch, Replicas: fromDevices(p.Replicas),
-		InSync: fromDevices(p.InSync), Target: uint32(p.Target), TargetEpoch: p.TargetEpoch,
+		InSync: fromDevices(p.InSync), Target: uint32(p.Target), TargetEpoch: p.TargetEpoch, LostEpoch: p.LostEpoch,
 	}
 }
 

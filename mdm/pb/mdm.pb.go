@@ -234,6 +234,7 @@ type PG struct {
 	InSync        []uint32               `protobuf:"varint,4,rep,packed,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"`
 	Target        uint32                 `protobuf:"varint,5,opt,name=target,proto3" json:"target,omitempty"`
 	TargetEpoch   uint32                 `protobuf:"varint,6,opt,name=target_epoch,json=targetEpoch,proto3" json:"target_epoch,omitempty"` // that announced the target: the number of the attempt
+	LostEpoch     uint32                 `protobuf:"varint,7,opt,name=lost_epoch,json=lostEpoch,proto3" json:"lost_epoch,omitempty"`       // at which every copy had lost its cache; 0: never
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -306,6 +307,13 @@ func (x *PG) GetTarget() uint32 {
 func (x *PG) GetTargetEpoch() uint32 {
 	if x != nil {
 		return x.TargetEpoch
+	}
+	return 0
+}
+
+func (x *PG) GetLostEpoch() uint32 {
+	if x != nil {
+		return x.LostEpoch
 	}
 	return 0
 }
@@ -3267,14 +3275,16 @@ const file_mdm_proto_rawDesc = "" +
 	"\x05PGSet\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x1a\n" +
 	"\breplicas\x18\x02 \x01(\rR\breplicas\x12\x14\n" +
-	"\x05count\x18\x03 \x01(\rR\x05count\"\x9a\x01\n" +
+	"\x05count\x18\x03 \x01(\rR\x05count\"\xb9\x01\n" +
 	"\x02PG\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\rR\x05epoch\x12\x1a\n" +
 	"\breplicas\x18\x03 \x03(\rR\breplicas\x12\x17\n" +
 	"\ain_sync\x18\x04 \x03(\rR\x06inSync\x12\x16\n" +
 	"\x06target\x18\x05 \x01(\rR\x06target\x12!\n" +
-	"\ftarget_epoch\x18\x06 \x01(\rR\vtargetEpoch\"\xda\x02\n" +
+	"\ftarget_epoch\x18\x06 \x01(\rR\vtargetEpoch\x12\x1d\n" +
+	"\n" +
+	"lost_epoch\x18\a \x01(\rR\tlostEpoch\"\xda\x02\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +

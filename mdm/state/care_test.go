@@ -520,3 +520,41 @@ func TestMayLeave(t *testing.T) {
 		t.Error("the rule is off and still holds")
 	}
 }
+
+// Goal: a client whose unflushed writes were on a copy that restarted learns
+// that they are gone, also when another copy was made of it in the meantime.
+func TestALossIsNotHiddenByAResync(t *testing.T) {
+	y := newYard(t, 2, 2)
+	x := y.start(AttachRequest{})
+	y.adopt(x, y.state().MapVersion())
+	y.down(1)
+	y.settle()
+	y.restart(1, true)
+	y.announce()
+	y.adopt(x, y.state().MapVersion())
+	epoch := y.group().TargetEpoch
+	y.restart(0, false)
+	y.settle()
+	if g := y.group(); g.Lost == 0 || g.LostEpoch != g.Epoch || g.Target != 2 {
+		t.Fatalf("the only in-sync copy restarted: %+v", g)
+	}
+	if len(y.ready(2)) != 0 {
+		t.Error("the target may come in before the client knows of the loss")
+	}
+	y.adopt(x, y.state().MapVersion())
+	if ready := y.ready(2); len(ready) == 0 || !ready[0].Broken {
+		t.Fatalf("ready: %+v", ready)
+	}
+	if refused, later := y.join(2, y.state().MapVersion(), epoch); len(refused)+len(later) > 0 {
+		t.Fatalf("refused %v, later %v", refused, later)
+	}
+	y.wantInSync("copied", 1, 2)
+	_, dropped, last, err := y.state().DropReplica(x.Volume, x.Generation, 1, "it restarted", y.now)
+	if err != nil || len(dropped) != 0 || len(last) == 0 {
+		t.Errorf("%d groups go on without the acked writes, %d do not; %v", len(dropped), len(last), err)
+	}
+	y.commit(y.state().Sound(x.Volume, x.Generation, y.state().MapVersion(), y.now))
+	if _, dropped, last, _ = y.state().DropReplica(x.Volume, x.Generation, 1, "it restarted", y.now); len(last) != 0 {
+		t.Errorf("a client that lost nothing then: %d dropped, %d last", len(dropped), len(last))
+	}
+}

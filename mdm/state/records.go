@@ -175,13 +175,14 @@ type group struct {
 	// Lost is the revision at which every copy was broken, and the state of all
 	// was accepted as the new truth: acked writes of sessions of that time that
 	// were not flushed are gone. 0: never.
-	Lost int64 `json:"l,omitempty"`
+	Lost      int64  `json:"l,omitempty"`
+	LostEpoch uint32 `json:"le,omitempty"` // the same for clients
 }
 
 // pg is what the map shows.
 func (g *group) pg(id cluster.PGID) *cluster.PG {
 	return &cluster.PG{ID: id, Epoch: g.Epoch, Replicas: g.Replicas, InSync: g.InSync,
-		Target: g.Target, TargetEpoch: g.TargetEpoch}
+		Target: g.Target, TargetEpoch: g.TargetEpoch, LostEpoch: g.LostEpoch}
 }
 
 // Severities of events.

@@ -73,7 +73,7 @@ type Ready struct {
 func (s *State) ResyncReady(device cluster.DeviceID, p Progress) []Ready {
 	var out []Ready
 	d := s.devices[device]
-	if d == nil {
+	if d == nil || !s.clusterDevice(d).Up {
 		return nil
 	}
 	for _, number := range s.used() {
@@ -108,7 +108,13 @@ func (s *State) barrier(id cluster.PGID, at *placed, p Progress) bool {
 		return true
 	}
 	for _, x := range s.sessionsIn(id.Set()) {
-		if p.adopted(x) >= uint64(at.announced) {
+		// A client that lost acked writes with all caches has to see that before a
+		// copy comes in that would hide it.
+		since := at.announced
+		if at.record.Lost > x.Sound {
+			since = at.version
+		}
+		if p.adopted(x) >= uint64(since) {
 			continue
 		}
 		if !x.Dead || !s.fenced(x, at.record, p) {

@@ -258,8 +258,8 @@ func (s *State) ExpireSessions(ids []cluster.VolumeID, now time.Time) *Tx {
 
 // DropReplica plans taking a device out of the in-sync sets of a volume's
 // groups, on the word of the client that writes to it (rule 16: stale before
-// the ack). A group's last in-sync copy stays, and its last sound one: there
-// mdm cannot help.
+// the ack). A group's last in-sync copy stays, and its last sound one, and all
+// where every copy lost its cache: there mdm cannot help.
 func (s *State) DropReplica(id cluster.VolumeID, gen cluster.Generation, device cluster.DeviceID,
 	reason string, now time.Time) (tx *Tx, dropped, last []cluster.PGID, err error) {
 	v := s.volumes[id]
@@ -273,14 +273,23 @@ func (s *State) DropReplica(id cluster.VolumeID, gen cluster.Generation, device 
 	}
 	tx = s.Begin(now)
 	r := s.regroup()
-	for _, h := range s.inSync(device, &v.PGSet) {
-		if s.mayDrop(h.g, device) {
-			r.leave(h.id, device)
-			dropped = append(dropped, h.id)
-		} else {
-			last = append(last, h.id)
+	s.each(v.PGSet, func(pg cluster.PGID, at *placed) {
+		g := at.record
+		holds := slices.Contains(g.InSync, device)
+		switch {
+		case s.Policy.Evict && g.Lost > held.Sound && (holds || slices.Contains(g.Replicas, device)):
+			// The copies lost their caches all at once since this session began, and
+			// its client says that it had unflushed writes on one: no copy that came
+			// in since has them (rules 5, 28).
+			last = append(last, pg)
+		case !holds:
+		case s.mayDrop(g, device):
+			r.leave(pg, device)
+			dropped = append(dropped, pg)
+		default:
+			last = append(last, pg)
 		}
-	}
+	})
 	r.put(tx)
 	if len(dropped) > 0 {
 		tx.event(Warning, "replica-dropped", v.Name, "device %d is no longer in sync in %d groups, and "+

@@ -135,7 +135,7 @@ func (r *regroup) accept(id cluster.PGID) {
 			g.Joined[i] = d.Incarnation
 		}
 	}
-	g.Lost = r.s.Revision
+	g.Lost, g.LostEpoch = r.s.Revision, g.Epoch
 }
 
 // learn notes incarnations that were not known when the copies came in.
