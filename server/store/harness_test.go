@@ -72,6 +72,11 @@ func (g *rig) collect() {
 			case EffectFailed:
 				g.failed = true
 			case EffectIO:
+				for _, p := range g.pending {
+					if e.IO.owner == ownFlush && p.io.owner == ownLog {
+						g.t.Fatal("the device flush of a commit was issued before its log pages were written")
+					}
+				}
 				g.pending = append(g.pending, &rigIO{io: e.IO, mark: g.disk.Mark(), data: e.IO.Data})
 			}
 		}
