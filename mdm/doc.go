@@ -17,6 +17,10 @@
 // counted or measured goes to etcd: usage and leases live in the leader's
 // memory, and a new leader starts them with a full term.
 //
+// The leader also cares for copies (Config.AutoEvict): after each change it
+// settles the groups and announces targets, and it judges clients' reports of
+// devices by looking for itself. A device that flaps is announced ever later.
+//
 // Goroutines of a Member: one that follows etcd, one that campaigns and leads
 // (with a tick that looks for leases that ran out), those of net/http, and one
 // per map or event stream. Close ends them all and then etcd.

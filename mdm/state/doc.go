@@ -15,8 +15,21 @@
 //     valid for the State that it was planned on. Its steps are committed in
 //     order, each under the condition that the keys in Step.Expect still have
 //     the revisions named there and that the leader still leads.
-//  3. A transaction whose outcome is unknown is not repeated: Apply shows what
+//  3. After what changes devices or sessions, Settle and then Announce: copies
+//     that are away or broken leave, targets are named. An attach plans Before on
+//     the state on which it plans Attach.
+//  4. A transaction whose outcome is unknown is not repeated: Apply shows what
 //     became of it.
+//
+// A placement group, as one of its copies goes and comes back:
+//
+//	in sync --away, broken, reported--> out --up, Announce--> target
+//	   ^                                  ^                     |   |
+//	   |                                  +---away, restarted---+   |
+//	   +--JoinInSync---- copied <----------ResyncReady (barrier)----+
+//
+// What clients and servers reported of their progress is not in the records: a
+// new leader starts without it and waits until it hears of them.
 //
 // A State has one owner. What Delta returns may be kept and read by anyone.
 package state
