@@ -225,7 +225,7 @@ func (l *leader) judge(ctx context.Context, t trouble) (v verdict, last []cluste
 	switch {
 	case err != nil:
 		return v, nil, err
-	case !evict && !t.attaching:
+	case !evict:
 		return verdict{text: "this cluster does not take copies out by itself (mdm --auto-evict)"}, nil, nil
 	}
 	since := l.care.complain(t, l.now())
