@@ -28,6 +28,8 @@ type story struct {
 // story's own words are the test's log.
 func run(t *testing.T, s story) {
 	t.Helper()
+	// Guests mostly wait for one CPU: two at a time (-parallel 2) halve the time.
+	t.Parallel()
 	root, err := filepath.Abs("../..")
 	if err != nil {
 		t.Fatalf("find the project's root: %v", err)
@@ -78,7 +80,7 @@ func TestDemo(t *testing.T) {
 // with dead servers.
 func TestSeveralCPUs(t *testing.T) {
 	run(t, story{script: "guest-tests/several.sh ext4 outage", kernel: "qemu", memory: "2G",
-		cpus: "2", limit: limit("400", "900")})
+		cpus: "2", limit: limit("480", "900")})
 }
 
 // Goal: XFS, fstrim that gives space back, online growth; four volumes at once,
@@ -86,7 +88,7 @@ func TestSeveralCPUs(t *testing.T) {
 // survives the death of any one process.
 func TestFileSystems(t *testing.T) {
 	run(t, story{script: "guest-tests/several.sh xfs many daemon crash", kernel: "uml", memory: "2G",
-		limit: limit("400", "700")})
+		limit: limit("480", "900")})
 }
 
 // Goal: PostgreSQL on a volume keeps its invariant.
