@@ -37,7 +37,8 @@ func Attach(ctx context.Context, cfg Config) (*Volume, error) {
 			cfg.ConnsPerDevice, maxConnsPerDevice)
 	}
 	v := &Volume{cfg: cfg, loop: cfg.Loop, client: hex.EncodeToString(cfg.ClientID[:]),
-		peers: map[peerKey]*peer{}, scratch: make([]byte, transport.MaxPayload)}
+		peers: map[peerKey]*peer{}, reports: map[cluster.DeviceID]bool{}, adopting: true,
+		soon: make(chan struct{}, 1), scratch: make([]byte, transport.MaxPayload)}
 	v.dialer.Counters = cfg.Counters
 	v.isLocal = localDevices(cfg.Host)
 	session, err := cfg.Mdm.Attach(ctx, client.AttachRequest{Volume: cfg.Volume, Client: v.client,
@@ -49,15 +50,18 @@ func Attach(ctx context.Context, cfg Config) (*Volume, error) {
 	if v.lease <= 0 {
 		v.lease = 15 * time.Second
 	}
-	if err := v.begin(session.Map); err != nil {
+	if err := v.begin(session); err != nil {
 		err = fmt.Errorf("attach volume %s: %w", v.volume.Name, err)
 		return nil, errors.Join(err, v.giveBack(ctx))
 	}
 	return v, nil
 }
 
-func (v *Volume) begin(m *cluster.Map) error {
-	c, err := core.New(core.Config{Volume: v.volume, Generation: v.gen, ReadOnly: v.cfg.ReadOnly})
+func (v *Volume) begin(s *client.Session) error {
+	m := s.Map
+	c, err := core.New(core.Config{Volume: v.volume, Generation: v.gen, ReadOnly: v.cfg.ReadOnly,
+		Before: core.Before{GuestAlive: v.cfg.GuestAlive, Source: s.Before.Source,
+			Fence: s.Before.Fence, Wait: s.Before.Wait}})
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ type fakeMdm struct {
 	changed chan struct{}
 	lost    bool
 	drops   []client.DropRequest
+	reports []client.DeviceTrouble
 	gen     cluster.Generation
 	lease   time.Duration
 	calls   []string
@@ -108,6 +109,13 @@ func (m *fakeMdm) DropReplica(_ context.Context, r client.DropRequest) (dropped,
 	return dropped, last, nil
 }
 
+func (m *fakeMdm) ReportDevice(_ context.Context, t client.DeviceTrouble) (client.Verdict, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.reports = append(m.reports, t)
+	return client.Verdict{}, nil
+}
+
 // publish tells watchers. The caller holds mu.
 func (m *fakeMdm) publish(next *cluster.Map) {
 	m.current = next
@@ -143,7 +151,7 @@ type fakeServer struct {
 	slots    []*slot
 	conns    map[*transport.Conn]bool
 	knobs    knobs
-	frames   [16]int
+	frames   [32]int
 	sessions uint32
 }
 
@@ -247,12 +255,12 @@ func (h *serverConn) Incoming(_ *transport.Conn, head *transport.Header) ([][]by
 
 func (h *serverConn) Frame(c *transport.Conn, head *transport.Header, sums []byte) {
 	s, k := h.s, h.slot
-	s.frames[head.Op&15]++
+	s.frames[head.Op&31]++
 	r := *head
 	r.Flags |= transport.FlagReply
 	r.Interval, r.Offset = s.knobs.inc, 0
 	k.msg.Sums, k.msg.Payload, k.msg.Sent = nil, nil, k
-	if s.knobs.hold && head.Op != transport.OpOpen {
+	if s.knobs.hold && head.Op != transport.OpOpen && head.Op != transport.OpALList {
 		s.slots = append(s.slots, k)
 		return
 	}
@@ -276,6 +284,9 @@ func (h *serverConn) Frame(c *transport.Conn, head *transport.Header, sums []byt
 			break
 		}
 		copy(s.chunk(head.Chunk)[head.Offset:], k.dst[0])
+	case transport.OpALList: // nothing is suspect
+		k.out[0] = transport.BeginList(k.buf[:0], 0, 0)
+		k.msg.Payload = k.out[:]
 	case transport.OpTrim, transport.OpZero:
 		clear(s.chunk(head.Chunk)[head.Offset : head.Offset+head.Length])
 	}

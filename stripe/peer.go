@@ -153,8 +153,9 @@ func (p *peer) Opened(c *transport.Conn) {
 	p.conn = c
 	p.state = peerOpening
 	p.v.quietChanged()
-	req := transport.OpenRequest{Volume: uint64(p.v.volume.ID), Generation: uint64(p.v.gen),
-		ReadOnly: p.v.cfg.ReadOnly}
+	// A read-only volume is opened for writing all the same: what an older session
+	// left may have to be resolved.
+	req := transport.OpenRequest{Volume: uint64(p.v.volume.ID), Generation: uint64(p.v.gen)}
 	p.openDst[0] = req.Encode(p.openBuf[:])
 	p.open.Header = transport.Header{Op: transport.OpOpen, ID: openID}
 	p.open.Sums, p.open.Payload = nil, p.openDst[:]
@@ -192,6 +193,11 @@ func (p *peer) Frame(c *transport.Conn, h *transport.Header, sums []byte) {
 	case peerOpening:
 		p.opened(c, h, text)
 	case peerUp:
+		if h.Flags&transport.FlagReply == 0 {
+			p.v.core.Request(p.v.loop.Now(), p.link, h)
+			p.v.drain()
+			return
+		}
 		p.v.core.Reply(p.v.loop.Now(), p.link, h, sums, text)
 		p.v.drain()
 	}
@@ -219,6 +225,7 @@ func (p *peer) opened(c *transport.Conn, h *transport.Header, text []byte) {
 	if l < 0 {
 		v.drain()
 		c.Close(errors.New("the device's copies are not in sync any more"))
+		v.connect() // that it was opened may be all that was wanted
 		return
 	}
 	for int(l) >= len(v.links) {

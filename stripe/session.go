@@ -32,13 +32,21 @@ func (v *Volume) watch() {
 	}
 }
 
+// renewSoonest is how far apart renewals are that the map asks for.
+const renewSoonest = 50 * time.Millisecond
+
 // renew keeps the session's lease. A manager that cannot be reached changes
 // nothing: only its word that the session is somebody else's does.
 func (v *Volume) renew() {
-	for sleep(v.ctx, v.lease/3) {
+	for v.pause(v.lease / 3) {
 		state := client.SessionState{Volume: v.volume.ID, Generation: v.gen}
-		v.loop.Call(func() { state.AdoptedVersion = v.core.Adopted() })
+		v.loop.Call(func() {
+			state.AdoptedVersion, state.SoundVersion = v.core.Adopted(), v.core.Sound()
+		})
 		lost, err := v.cfg.Mdm.RenewSession(v.ctx, v.client, []client.SessionState{state})
+		if err == nil {
+			v.loop.Call(func() { v.told = max(v.told, state.AdoptedVersion) })
+		}
 		if err != nil || !slices.Contains(lost, v.volume.ID) {
 			continue
 		}
@@ -49,6 +57,60 @@ func (v *Volume) renew() {
 		})
 		return
 	}
+}
+
+// pause waits for so long, or until the session is to be renewed soon.
+func (v *Volume) pause(d time.Duration) bool {
+	if !sleep(v.ctx, renewSoonest) {
+		return false
+	}
+	t := time.NewTimer(max(d-renewSoonest, 0))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-v.soon:
+	case <-v.ctx.Done():
+		return false
+	}
+	return true
+}
+
+// tellAdopted has the session renewed at once when the newest map is adopted and
+// somebody waits for that: a resync target does (rule 23), and an attach that has
+// fenced every device.
+func (v *Volume) tellAdopted() {
+	version := v.core.Adopted()
+	if version <= v.told || version < v.core.Version() {
+		return
+	}
+	v.adopting = false
+	if v.told > 0 && !v.core.HasTarget() {
+		return
+	}
+	v.told = version
+	select {
+	case v.soon <- struct{}{}:
+	default: // it is on its way
+	}
+}
+
+// report tells the metadata manager of a device that cannot be reached, one call
+// at a time for each.
+func (v *Volume) report(e *core.Effect) {
+	if v.reports[e.Device] || v.ended {
+		return
+	}
+	v.reports[e.Device] = true
+	trouble := client.DeviceTrouble{Volume: v.volume.ID, Generation: v.gen, Device: e.Device,
+		Reason: e.Text, FaultSets: e.FaultSets, Attaching: e.Attaching}
+	if p := v.peers[peerKey{e.Device, 0}]; p != nil && p.lastErr != nil {
+		trouble.Reason = p.lastErr.Error()
+	}
+	v.work.Go(func() {
+		// An error is no matter: the core reports again while the device is away.
+		_, _ = v.cfg.Mdm.ReportDevice(v.ctx, trouble)
+		v.loop.Post(func() { delete(v.reports, trouble.Device) })
+	})
 }
 
 // holder asks who has the volume, for the error text.

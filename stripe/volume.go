@@ -28,6 +28,7 @@ type Metadata interface {
 	RenewSession(ctx context.Context, client string, sessions []client.SessionState) (
 		lost []cluster.VolumeID, err error)
 	DropReplica(ctx context.Context, r client.DropRequest) (dropped, last []cluster.PGID, err error)
+	ReportDevice(ctx context.Context, t client.DeviceTrouble) (client.Verdict, error)
 	WatchMap(ctx context.Context, volumes []cluster.VolumeID, deliver func(*cluster.Map)) error
 }
 
@@ -73,15 +74,19 @@ type Volume struct {
 	timer    loop.Timer
 	armed    int64 // the deadline that timer is set to; 0: none
 	draining bool
-	deferred bool          // a drain is due at the end of this turn
-	closing  bool          // Detach has begun: nothing new is let in
-	ended    bool          // nothing is dialled any more
-	idle     chan struct{} // closed when the core is idle, if somebody waits
-	quiet    chan struct{} // closed when no connection is left, if somebody waits
-	scratch  []byte        // where unwanted payload goes
+	deferred bool                      // a drain is due at the end of this turn
+	adopting bool                      // mdm waits to hear that the newest map is adopted
+	told     uint64                    // what it has heard last
+	reports  map[cluster.DeviceID]bool // that are on their way
+	closing  bool                      // Detach has begun: nothing new is let in
+	ended    bool                      // nothing is dialled any more
+	idle     chan struct{}             // closed when the core is idle, if somebody waits
+	quiet    chan struct{}             // closed when no connection is left, if somebody waits
+	scratch  []byte                    // where unwanted payload goes
 
 	ctx    context.Context // ends with the volume
 	cancel context.CancelFunc
+	soon   chan struct{}  // renew the session before its time
 	work   sync.WaitGroup // all goroutines of the volume
 	once   sync.Once      // of Detach
 	result error          // of Detach
@@ -167,6 +172,9 @@ func (v *Volume) drain() {
 	if d := v.core.Deadline(); d != v.armed {
 		v.arm(d)
 	}
+	if v.adopting {
+		v.tellAdopted()
+	}
 	if v.idle != nil && v.core.Idle() {
 		close(v.idle)
 		v.idle = nil
@@ -186,6 +194,8 @@ func (v *Volume) do(e *core.Effect) {
 		v.links[e.Link].close(e.Text)
 	case core.DropReplica:
 		v.dropReplica(e.Device, e.Text)
+	case core.Report:
+		v.report(e)
 	case core.NeedMap:
 		// The watch delivers it; the core tries again when it has come.
 	case core.Lost:
@@ -220,6 +230,7 @@ func (v *Volume) adopt(m *cluster.Map) {
 		return
 	}
 	v.current = m
+	v.adopting = true
 	v.drain()
 	v.connect()
 	if size := v.core.Size(); size != before && v.cfg.Resized != nil {

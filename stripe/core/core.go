@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"braid/cluster"
+	"braid/cluster/rules"
 	"braid/stripe/layout"
 	"braid/stripe/rangelock"
 	"braid/transport"
@@ -24,6 +25,26 @@ type Config struct {
 	HedgeAfter time.Duration // 0: DefaultHedgeAfter; negative: never
 	FlushEvery time.Duration // 0: DefaultFlushEvery; negative: never
 	FlushBytes uint64        // 0: DefaultFlushBytes
+	Lease      time.Duration // of reads, rule 15; 0: DefaultLease
+	Before     Before
+	Off        rules.Off // rules that do not hold, to show that tests notice
+}
+
+// Before is what an older session of the volume left.
+type Before struct {
+	// GuestAlive: whoever made the old session's requests goes on, and counts on
+	// every write that was acknowledged (rule 6). Else it starts anew, and old or
+	// new is right for each block that was not flushed.
+	GuestAlive bool
+	// Source says whether a device, which answers under that incarnation, still has
+	// all that it acknowledged to the old session for a group; nil: none is known to.
+	Source func(cluster.PGID, cluster.DeviceID, cluster.Incarnation) bool
+	// Fence are devices that the old session may read from, besides those in sync
+	// and the targets (rule 26).
+	Fence []cluster.DeviceID
+	// Wait is how long no request passes while any of all these has not been opened
+	// (rule 15). 0: no need.
+	Wait time.Duration
 }
 
 // EffectKind says what the caller has to do.
@@ -35,6 +56,7 @@ const (
 	Complete                          // Request has ended; its Err and Extents are set
 	CloseLink                         // close Link, for the reason in Text
 	DropReplica                       // report Device to the metadata manager, for the reason in Text
+	Report                            // tell the metadata manager that Device cannot be reached
 	NeedMap                           // a server has a newer map than ours
 	Lost                              // the volume serves no longer, for the reason in Err
 )
@@ -48,6 +70,10 @@ type Effect struct {
 	Request *bio.Request
 	Text    string
 	Err     error
+	// Of a Report: how many fault sets cannot be reached, and whether the attach
+	// waits for it.
+	FaultSets int
+	Attaching bool
 }
 
 // Stats are counters since New.
@@ -85,8 +111,12 @@ type Core struct {
 	pieces     []piece
 	freePieces []int32
 	pieceHigh  int
-	copies     []copyState // MaxCopies per piece, then one per device for flushes
+	copies     []copyState // MaxCopies per piece, then three per device: see flushRef
 	flushBase  int32
+	jobBase    int32 // first request slot, and
+	jobPieces  int32 // first piece that is kept for resolving
+	freeJobs   []int32
+	jobFree    []int32 // pieces
 
 	frames     []Frame
 	freeFrames []int32
@@ -99,6 +129,10 @@ type Core struct {
 	devIndex map[cluster.DeviceID]int32 // cold path only
 	links    []link
 	groups   []group
+	gate     gateState
+	resolver resolver
+	locking  locking
+	reads    readLease
 	version  uint64 // of the map
 	delayed  copyList
 	orphans  copyList
@@ -136,6 +170,9 @@ func New(cfg Config) (*Core, error) {
 	if cfg.FlushBytes == 0 {
 		cfg.FlushBytes = DefaultFlushBytes
 	}
+	if cfg.Lease == 0 {
+		cfg.Lease = DefaultLease
+	}
 	c := &Core{
 		cfg: cfg, layout: l, size: cfg.Volume.Size,
 		locks:    rangelock.New(cfg.Requests),
@@ -149,6 +186,8 @@ func New(cfg Config) (*Core, error) {
 		spare:    make([]Effect, 0, 4*cfg.Requests),
 	}
 	c.makeTables()
+	c.gate.chunks = map[uint64]*chunkState{}
+	c.reads.held = emptyList
 	return c, nil
 }
 
@@ -158,7 +197,8 @@ func (c *Core) makeTables() {
 	bounce := make([]byte, n*bounceSize)
 	sums := make([]byte, n*sumsSize)
 	views := make([][]byte, n*viewCap)
-	c.reqs = make([]request, n)
+	c.reqs = make([]request, n+maxJobs)
+	c.jobBase = int32(n)
 	for i := range n {
 		q := &c.reqs[i]
 		q.bounce = bounce[i*bounceSize:][:bounceSize:bounceSize]
@@ -166,8 +206,13 @@ func (c *Core) makeTables() {
 		q.views = views[i*viewCap:][:0:viewCap]
 	}
 	pieceCount := max(n*piecesPerSlot, 2*c.layout.MaxPieces(MaxRequest+2*cluster.BlockSize))
-	c.pieces = make([]piece, pieceCount)
-	c.flushBase = int32(pieceCount * MaxCopies)
+	c.jobPieces = int32(pieceCount)
+	c.jobFree = descending(maxJobs * MaxCopies)
+	for i := range c.jobFree {
+		c.jobFree[i] += c.jobPieces
+	}
+	c.pieces = make([]piece, pieceCount+maxJobs*MaxCopies)
+	c.flushBase = int32(len(c.pieces) * MaxCopies)
 	c.copies = make([]copyState, c.flushBase, c.flushBase+64)
 	c.frames = make([]Frame, c.cfg.Frames)
 	c.freeReqs = descending(n)
@@ -316,6 +361,7 @@ func (c *Core) run() {
 			}
 		case c.pending.n > 0 && len(c.freeReqs) > 0:
 			c.start(c.pending.pop())
+		case c.coldWork():
 		default:
 			return
 		}
@@ -356,7 +402,15 @@ func (c *Core) lose(err error) {
 	for c.pending.n > 0 {
 		c.completeNow(c.pending.pop(), err)
 	}
+	c.locking = locking{}
 	c.deadline = 0
+}
+
+// coldWork does one thing for the resolver or for a resync target's locks, if
+// there is one.
+func (c *Core) coldWork() bool {
+	return len(c.resolver.ready) > 0 && c.advanceJob() || c.resolver.queued() > 0 && c.startJob() ||
+		c.gate.freed && c.lookAgain() || len(c.locking.answers) > 0 && c.sendAnswer()
 }
 
 // Abort ends the volume from the caller's side.
@@ -381,7 +435,7 @@ func (c *Core) fencedError(by string) error {
 func (c *Core) Idle() bool { return c.requests() == 0 }
 
 func (c *Core) requests() int {
-	return c.active + c.pending.n + c.flush.active.n + c.flush.next.n
+	return c.active + c.pending.n + c.flush.active.n + c.flush.next.n + c.flush.late.n
 }
 
 // Reasons for which a volume is lost. ErrFenced is a bio.ErrShutdown for the
@@ -389,6 +443,8 @@ func (c *Core) requests() int {
 var (
 	ErrFenced = fmt.Errorf("fenced by a newer client: %w", bio.ErrShutdown)
 	ErrBroken = fmt.Errorf("acknowledged writes were lost: %w", bio.ErrIO)
+	// ErrNoSource: what the guest counts on is on no copy that can be reached.
+	ErrNoSource = fmt.Errorf("no copy holds all acknowledged writes: %w", bio.ErrIO)
 
 	errReply = errors.New("a reply does not fit its request")
 )

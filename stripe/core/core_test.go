@@ -52,8 +52,10 @@ func TestSimulation(t *testing.T) {
 		{"pressure", 3000, func(c *simConfig) {
 			c.size, c.requests, c.maxLength, c.alCap, c.drops = 64<<20, 4, 16<<10, 18, 30
 		}, []string{"flush"}},
+		// No drops here: a write whose fate is unknown on a device with a full log
+		// needs the room that the store keeps beyond the log's nominal size.
 		{"full logs", 3000, func(c *simConfig) {
-			c.size, c.requests, c.maxLength, c.alCap, c.drops = 64<<20, 4, 16<<10, 18, 30
+			c.size, c.requests, c.maxLength, c.alCap, c.drops = 64<<20, 4, 16<<10, 18, 0
 			c.silent = true
 		}, []string{"al-full"}},
 		{"few tables", 3000, func(c *simConfig) { c.requests, c.frames, c.drops = 3, 4, 50 }, nil},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"braid/cluster"
+	"braid/cluster/rules"
 )
 
 // device is what the client knows of one device of the cluster. The incarnation
@@ -16,7 +17,10 @@ type device struct {
 	server    string
 	addr      string
 	local     bool
+	faultSet  string
 	inSync    bool // some group of the volume's set counts on it
+	wasInSync bool
+	member    bool // or is bringing it into sync
 	open      []int32
 	turn      uint32 // which link is next
 	inFlight  int32  // frames
@@ -25,33 +29,53 @@ type device struct {
 
 	inc      cluster.Incarnation
 	incKnown bool
+	mapInc   cluster.Incarnation
 	broken   string // why its copies are not to be trusted; empty: they are
 
-	// Intervals of the writes that it acked and has not flushed; 0: none.
-	firstUnflushed, lastUnflushed uint64
+	unflushed span // intervals of the writes that it acked and has not flushed
+	resolved  span // and of the resolver's, which nobody else has seen
+
+	isFenced     bool   // it has been opened under our generation
+	mustBeFenced bool   // before the first request, or the old session's lease runs out
+	isListed     bool   // it has told all of its activity log
+	relists      bool   // and does so again, after it lost its memory
+	cursor       uint64 // of its list
+	confirmed    int64  // rule 15: when the newest request that it answered well was sent
+	reportAt     int64  // when it is to be reported; 0: never
 }
+
+// span is a range of intervals; first is 0 when it is empty.
+type span struct{ first, last uint64 }
+
+func (s *span) add(interval uint64) {
+	if s.first == 0 || interval < s.first {
+		s.first = interval
+	}
+	s.last = max(s.last, interval)
+}
+
+func (s *span) flushed(interval uint64) {
+	if s.last <= interval {
+		*s = span{}
+	} else if s.first <= interval {
+		s.first = interval + 1
+	}
+}
+
+// touches reports whether some interval up to this one is in the span.
+func (s *span) touches(interval uint64) bool { return s.first != 0 && s.first <= interval }
 
 func (d *device) reachable() bool { return len(d.open) > 0 && d.broken == "" }
 
-func (d *device) wrote(interval uint64) {
-	if d.firstUnflushed == 0 || interval < d.firstUnflushed {
-		d.firstUnflushed = interval
-	}
-	d.lastUnflushed = max(d.lastUnflushed, interval)
-}
-
 func (d *device) flushed(interval uint64) {
-	if d.lastUnflushed <= interval {
-		d.firstUnflushed, d.lastUnflushed = 0, 0
-	} else if d.firstUnflushed <= interval {
-		d.firstUnflushed = interval + 1
-	}
+	d.unflushed.flushed(interval)
+	d.resolved.flushed(interval)
 }
 
 // needsFlush reports whether a flush of the interval has to go to the device:
 // only where something was written since its last one.
 func (d *device) needsFlush(interval uint64) bool {
-	return d.firstUnflushed != 0 && d.firstUnflushed <= interval && d.inSync
+	return d.member && (d.unflushed.touches(interval) || d.resolved.touches(interval))
 }
 
 // link is one connection on which the volume's session is open.
@@ -72,15 +96,22 @@ const (
 
 // LinkUp says that the session is open on a new connection to a device, under
 // an incarnation. It returns the link's number, or -1 when the device is not
-// wanted (unknown, in no in-sync set, or its copies are broken): the caller closes the connection
-// and may try again later.
+// wanted (unknown, a member of no group, or its copies are broken): the caller
+// closes the connection and may try again while Wanted names it. A device that
+// only had to be fenced is done with by then.
 func (c *Core) LinkUp(now int64, id cluster.DeviceID, session uint32, inc cluster.Incarnation) int32 {
 	c.now = now
 	dev, known := c.devIndex[id]
-	if !known || c.lost != nil || !c.devs[dev].inSync {
+	if !known || c.lost != nil {
 		return none
 	}
 	d := &c.devs[dev]
+	d.isFenced = true
+	c.checkFenced()
+	if !d.member {
+		c.run()
+		return none
+	}
 	if d.broken == "" && d.incKnown && d.inc != inc {
 		c.newIncarnation(dev, inc)
 	}
@@ -92,7 +123,8 @@ func (c *Core) LinkUp(now int64, id cluster.DeviceID, session uint32, inc cluste
 	l := c.freeLink()
 	c.links[l] = link{state: linkOpen, dev: dev, session: session, inc: inc}
 	d.open = append(d.open, l)
-	d.awaySince = 0
+	d.awaySince, d.reportAt = 0, 0
+	d.cursor = 0
 	c.pump(dev)
 	c.routeOrphans()
 	c.run()
@@ -118,6 +150,7 @@ func (c *Core) closeLink(l int32, why string) {
 	}
 	k.state = linkClosing
 	c.forgetLink(l)
+	c.voidLocks(l)
 	c.emit(Effect{Kind: CloseLink, Link: l, Text: why})
 }
 
@@ -144,10 +177,12 @@ func (c *Core) forgetLink(l int32) {
 // What was in flight on it is sent again: whether it was applied is unknown.
 func (c *Core) LinkClosed(now int64, l int32) {
 	c.now = now
+	dev := c.links[l].dev
 	if c.links[l].state == linkOpen {
 		c.forgetLink(l)
+		c.voidLocks(l)
+		c.away(dev)
 	}
-	dev := c.links[l].dev
 	c.links[l].state = linkFree
 	for i := range c.frames[:c.frameHigh] {
 		f := &c.frames[i]
@@ -174,7 +209,11 @@ func (c *Core) loseFrame(fi int32) {
 	cp.frame = none
 	c.waits(cp)
 	p := c.pieceOf(ref)
-	if p == nil || p.isWrite() {
+	switch {
+	case p == nil && c.kindOf(ref) == confirmCopy:
+		cp.kind = copyNone
+		return
+	case p == nil || p.isWrite():
 		cp.lost = true
 		c.enqueue(ref)
 		return
@@ -193,7 +232,7 @@ func (c *Core) reroute(ref int32) {
 func (c *Core) rerouteReads(dev int32) {
 	for ref := c.devs[dev].queue.head; ref != none; {
 		next := c.copies[ref].next
-		if p := c.pieceOf(ref); p != nil && !p.isWrite() {
+		if p := c.pieceOf(ref); p != nil && !p.isWrite() && !p.directed {
 			c.leaveList(ref)
 			c.reroute(ref)
 		}
@@ -216,13 +255,16 @@ func (c *Core) routeOrphans() {
 // writes that are not complete is sent again, since we still have the bytes.
 func (c *Core) newIncarnation(dev int32, inc cluster.Incarnation) {
 	d := &c.devs[dev]
-	if d.firstUnflushed != 0 && d.inSync {
+	// What a mere target acked is mdm's business: it ends the attempt.
+	if d.unflushed.first != 0 && d.inSync && !c.cfg.Off.Has(rules.Verifier) {
 		c.breakDevice(dev, fmt.Sprintf("it came back without its cache (incarnation %d, was %d) "+
 			"while acknowledged writes were not flushed", inc, d.inc))
 		return
 	}
 	c.closeLinks(dev, "the device has a new incarnation")
-	d.inc = inc
+	d.inc, d.confirmed = inc, 0
+	d.unflushed, d.resolved = span{}, span{}
+	c.forgetful(dev)
 	for pi := range c.pieces[:c.pieceHigh] {
 		p := &c.pieces[pi]
 		if !p.live || !p.isWrite() {
@@ -249,6 +291,25 @@ func (c *Core) breakDevice(dev int32, why string) {
 	c.closeLinks(dev, why)
 	c.rerouteReads(dev)
 	c.emit(Effect{Kind: DropReplica, Device: d.id, Text: why})
+	if c.cfg.Off.Has(rules.StaleFirst) {
+		c.goOnWithout(dev)
+	}
+}
+
+// goOnWithout is what rule 16 forbids.
+func (c *Core) goOnWithout(dev int32) {
+	for i := range c.pieces[:c.pieceHigh] {
+		for ref := int32(i) * MaxCopies; ref < int32(i+1)*MaxCopies && c.pieces[i].live; ref++ {
+			cp := &c.copies[ref]
+			if !c.pieces[i].isWrite() || cp.dev != dev || cp.kind == copyNone || cp.kind == copyDone {
+				continue
+			}
+			if c.removeCopy(ref); c.pieces[i].open == 0 {
+				c.writeDone(int32(i))
+			}
+		}
+	}
+	c.dropFlush(dev)
 }
 
 // Dropped is the metadata manager's answer to DropReplica. last names the groups

@@ -29,11 +29,16 @@ type fakeDevice struct {
 	silent   bool // it does not tell its pressure
 	chunks   int  // how many chunks it has room for; 0: any
 	flushes  int
+	suspects map[uint64]uint8 // what an older session left in the activity log: marks by chunk
+	torn     map[uint64]bool  // blocks, by key
+	target   map[uint64]bool  // chunks that it skips, as a resync target
+	stamps   int
 }
 
 func newFakeDevice(id cluster.DeviceID) *fakeDevice {
 	return &fakeDevice{id: id, inc: 1000 + uint64(id), up: true, current: map[uint64][]byte{},
-		durable: map[uint64][]byte{}, al: map[uint64]uint64{}}
+		durable: map[uint64][]byte{}, al: map[uint64]uint64{},
+		suspects: map[uint64]uint8{}, torn: map[uint64]bool{}, target: map[uint64]bool{}}
 }
 
 // fakeReply is a reply on its way back.
@@ -62,8 +67,16 @@ func (d *fakeDevice) reply(h transport.Header, s transport.Status) fakeReply {
 func (d *fakeDevice) execute(f *wireFrame) (fakeReply, error) {
 	h := f.h
 	switch h.Op {
-	case transport.OpRead:
+	case transport.OpRead, transport.OpCopy:
 		return d.read(h), nil
+	case transport.OpConfirm:
+		return d.reply(h, transport.StatusOK), nil
+	case transport.OpALList:
+		return d.list(h), nil
+	case transport.OpSums:
+		return d.sums(h), nil
+	case transport.OpStamp:
+		return d.stamp(h), nil
 	case transport.OpStatus:
 		r := d.reply(h, transport.StatusOK)
 		r.payload = make([]byte, bitmapSize)
@@ -102,6 +115,59 @@ func (d *fakeDevice) read(h transport.Header) fakeReply {
 	return r
 }
 
+// list tells one entry at a time.
+func (d *fakeDevice) list(h transport.Header) fakeReply {
+	r := d.reply(h, transport.StatusOK)
+	chunks := slices.Sorted(maps.Keys(d.suspects))
+	at, next := int(h.Chunk), uint64(0)
+	if at+1 < len(chunks) {
+		next = uint64(at + 1)
+	}
+	r.payload = make([]byte, 0, transport.ListHeadSize+transport.RegionSize)
+	if at < len(chunks) {
+		region := transport.Region{Chunk: chunks[at], Gen: 2, Marks: markSuspect | d.suspects[chunks[at]]}
+		r.payload = region.Append(transport.BeginList(r.payload, next, 1))
+	} else {
+		r.payload = transport.BeginList(r.payload, 0, 0)
+	}
+	r.h.Payload = uint32(len(r.payload))
+	return r
+}
+
+func (d *fakeDevice) sums(h transport.Header) fakeReply {
+	r := d.reply(h, transport.StatusOK)
+	var t transport.SumTable
+	for b := range uint64(cluster.BlocksPerChunk) {
+		key := h.Chunk*cluster.BlocksPerChunk + b
+		if data := d.current[key]; data != nil {
+			t.Stored = true
+			t.Present.Set(int(b))
+			t.Sums[b] = hashBlock(data)
+			if d.torn[key] {
+				t.Torn.Set(int(b))
+			}
+		}
+	}
+	t.Marks = d.suspects[h.Chunk]
+	r.payload = t.Encode(make([]byte, transport.SumTableSize))
+	r.h.Payload = transport.SumTableSize
+	return r
+}
+
+// stamp takes a region over from the older session: the next flush may retire it.
+func (d *fakeDevice) stamp(h transport.Header) fakeReply {
+	d.stamps++
+	delete(d.suspects, h.Chunk)
+	for b := range uint64(cluster.BlocksPerChunk) {
+		delete(d.torn, h.Chunk*cluster.BlocksPerChunk+b)
+	}
+	if d.alCap == 0 || len(d.al) < d.alCap {
+		d.al[h.Chunk] = max(d.al[h.Chunk], h.Interval)
+	}
+	d.dirty++
+	return d.reply(h, transport.StatusOK)
+}
+
 func (d *fakeDevice) key(h transport.Header, off uint32) uint64 {
 	return h.Chunk*cluster.BlocksPerChunk + uint64((h.Offset+off)/cluster.BlockSize)
 }
@@ -118,6 +184,11 @@ func (d *fakeDevice) write(h transport.Header, f *wireFrame) (fakeReply, error) 
 	if h.Op == transport.OpWrite && (len(f.payload) != int(h.Length) ||
 		len(f.sums) != sumsOf(h.Length) || transport.VerifySums(f.payload, f.sums) >= 0) {
 		return fakeReply{}, fmt.Errorf("device %d: bytes changed before they were sent (rule 22): %+v", d.id, h)
+	}
+	if d.target[h.Chunk] {
+		r := d.reply(h, transport.StatusOK)
+		r.h.Flags |= transport.FlagSkipped
+		return r, nil
 	}
 	if _, logged := d.al[h.Chunk]; !logged && d.alCap > 0 && len(d.al) >= d.alCap {
 		return d.reply(h, transport.StatusRetry), nil

@@ -3,6 +3,7 @@
 package core
 
 import (
+	"braid/cluster/rules"
 	"braid/transport"
 	"braid/transport/bio"
 )
@@ -27,16 +28,22 @@ type flushState struct {
 	open     int    // devices that have not answered
 	active   reqQueue
 	next     reqQueue
-	again    bool   // pressure or the timer wants one more
-	bytes    uint64 // written since the last flush began
-	since    int64  // when the first of them completed; 0: none
-	ended    int64  // when the last flush ended
+	late     reqQueue // of a guest that went on: wait until all is resolved
+	version  uint64   // of the map under which the running flush was sent
+	again    bool     // pressure or the timer wants one more
+	bytes    uint64   // written since the last flush began
+	since    int64    // when the first of them completed; 0: none
+	ended    int64    // when the last flush ended
 }
 
 // submitFlush starts a flush or joins the next one. Where nothing completed is
 // unflushed there is nothing to do: writes under way need not be covered.
 func (c *Core) submitFlush(r *bio.Request) {
 	switch {
+	case c.cfg.Before.GuestAlive && c.gate.uncollected+c.resolver.suspects > 0:
+		// It covers what the old session acknowledged, too, and that is durable
+		// everywhere only when it is resolved.
+		c.flush.late.push(r)
 	case c.flush.step != flushIdle:
 		c.flush.next.push(r)
 	case !c.unflushed():
@@ -49,7 +56,7 @@ func (c *Core) submitFlush(r *bio.Request) {
 
 func (c *Core) unflushed() bool {
 	for i := range c.devs {
-		if d := &c.devs[i]; d.inSync && d.firstUnflushed != 0 {
+		if c.devs[i].needsFlush(^uint64(0)) {
 			return true
 		}
 	}
@@ -88,18 +95,16 @@ func (c *Core) caughtUp() {
 // outstanding on any in-sync replica (rule 1).
 func (c *Core) checkDrained() {
 	f := &c.flush
-	if f.step != flushDraining || f.old > 0 {
+	if f.step != flushDraining || f.old > 0 && !c.cfg.Off.Has(rules.DrainedFlush) {
 		return
 	}
-	f.step = flushSending
+	f.step, f.version = flushSending, c.version
 	c.stats.Flushes++
 	f.open = 1 // held until all are sent
 	for i := range c.devs {
 		if c.devs[i].needsFlush(f.interval) {
-			cp := &c.copies[c.flushBase+int32(i)]
-			*cp = copyState{kind: copyLoose, dev: int32(i), frame: none, prev: none, next: none}
 			f.open++
-			c.enqueue(c.flushBase + int32(i))
+			c.enqueue(c.freshCopy(c.flushRef(int32(i)), int32(i)))
 		}
 	}
 	c.flushAnswered()
@@ -114,6 +119,7 @@ func (c *Core) flushAnswered() {
 	c.pressure = 0
 	c.granted = append(c.granted, c.held...)
 	c.held = c.held[:0]
+	c.jobsFlushed(f.interval)
 	for f.active.n > 0 {
 		c.completeNow(f.active.pop(), nil)
 	}
@@ -123,6 +129,7 @@ func (c *Core) flushAnswered() {
 	f.active, f.next = f.next, reqQueue{}
 	if !c.unflushed() {
 		f.again = false
+		c.jobsFlushed(c.interval)
 		for f.active.n > 0 {
 			c.completeNow(f.active.pop(), nil)
 		}
@@ -131,9 +138,16 @@ func (c *Core) flushAnswered() {
 	c.startFlush()
 }
 
+// resolvedAll lets the flushes go on that waited for the old session's writes.
+func (c *Core) resolvedAll() {
+	for n := c.flush.late.n; n > 0; n-- {
+		c.submitFlush(c.flush.late.pop())
+	}
+}
+
 // dropFlush stops waiting for a device that left.
 func (c *Core) dropFlush(dev int32) {
-	ref := c.flushBase + dev
+	ref := c.flushRef(dev)
 	if c.copies[ref].kind != copyNone {
 		c.removeCopy(ref)
 		c.flushAnswered()
@@ -161,7 +175,7 @@ func (c *Core) flushReply(ref int32, h *transport.Header, text []byte) {
 func (c *Core) failFlushes(err error) {
 	f := &c.flush
 	for i := range c.devs {
-		if ref := c.flushBase + int32(i); c.copies[ref].kind != copyNone {
+		if ref := c.flushRef(int32(i)); c.copies[ref].kind != copyNone {
 			c.removeCopy(ref)
 		}
 	}
@@ -171,6 +185,9 @@ func (c *Core) failFlushes(err error) {
 	}
 	for f.next.n > 0 {
 		c.completeNow(f.next.pop(), err)
+	}
+	for f.late.n > 0 {
+		c.completeNow(f.late.pop(), err)
 	}
 }
 

@@ -28,7 +28,8 @@ type Frame struct {
 	req       int32 // whose bytes pinned and receiving are about
 	dev       int32
 	link      int32
-	at        int64 // when it was given to the link
+	at        int64  // when it was given to the link
+	list      []byte // where the reply's list lies
 }
 
 // Frame returns the frame of a Send effect.
@@ -84,10 +85,18 @@ func (c *Core) send(ref, l int32) {
 	f.copy, f.req, f.dev, f.link, f.at = ref, none, cp.dev, l, c.now
 	f.Sums, f.Payload = nil, nil
 	f.Header = transport.Header{ID: uint64(f.uses)<<32 | uint64(fi), Session: c.links[l].session}
-	if p := c.pieceOf(ref); p != nil {
+	switch p := c.pieceOf(ref); {
+	case p != nil:
 		c.describe(f, p)
-	} else {
+	case c.kindOf(ref) == listCopy:
+		f.Header.Op, f.Header.Chunk = transport.OpALList, c.devs[cp.dev].cursor
+	case c.kindOf(ref) == confirmCopy:
+		f.Header.Op = transport.OpConfirm
+	default:
+		// The version says in which groups the device has to count as in sync for
+		// this flush to let regions leave its activity log.
 		f.Header.Op, f.Header.Interval = transport.OpFlush, c.flush.interval
+		f.Header.Chunk = c.version
 	}
 	if cp.tries > 0 {
 		c.stats.Retries++
@@ -95,7 +104,7 @@ func (c *Core) send(ref, l int32) {
 	if cp.tries < 200 {
 		cp.tries++
 	}
-	cp.kind, cp.frame = copyInFlight, fi
+	cp.kind, cp.frame, cp.epoch = copyInFlight, fi, f.Header.Epoch
 	c.devs[cp.dev].inFlight++
 	c.stats.Frames[f.Header.Op&31]++
 	c.emit(Effect{Kind: Send, Frame: fi, Link: l})
@@ -116,12 +125,17 @@ func (c *Core) describe(f *Frame, p *piece) {
 		f.Sums, f.Payload = p.sums, p.views
 		f.pinned = true
 		c.reqs[p.req].pins++
+	case p.op == transport.OpStamp:
+		h.Interval, h.Offset, h.Length = 0, 0, 0 // the tag is (generation, 0), rule 4
 	case p.isWrite():
 		h.Interval = p.interval
 	case p.op == transport.OpRead:
 		c.readsOut++
 		c.wantCheck()
-	case p.op == transport.OpStatus:
+		if c.now > g.askAt {
+			c.askConfirm(g, f.dev)
+		}
+	case p.op == transport.OpSums, p.op == transport.OpStatus:
 		h.Offset, h.Length = 0, 0
 	}
 }
@@ -145,7 +159,7 @@ func (c *Core) Sent(now int64, fi int32) {
 func (c *Core) unpin(slot int32) {
 	q := &c.reqs[slot]
 	q.pins--
-	if q.pins == 0 && q.r != nil {
+	if q.pins == 0 && (q.r != nil || slot >= c.jobBase) {
 		c.finishIfIdle(slot)
 	}
 }
@@ -180,7 +194,7 @@ func (c *Core) endReceive(f *Frame, fi int32) {
 func (c *Core) freeFrame(fi int32) {
 	f := &c.frames[fi]
 	f.used = false
-	f.Sums, f.Payload = nil, nil
+	f.Sums, f.Payload, f.list = nil, nil, nil
 	c.freeFrames = append(c.freeFrames, fi)
 }
 

@@ -8,46 +8,48 @@ import (
 	"slices"
 
 	"braid/cluster"
+	"braid/cluster/rules"
 	"braid/transport"
 )
 
 // group is a placement group as the hot path needs it.
 type group struct {
-	id     cluster.PGID
-	epoch  uint32
-	n      uint8            // in-sync devices
-	inSync [MaxCopies]int32 // by device index
+	id      cluster.PGID
+	epoch   uint32
+	attempt uint32 // the epoch that announced the target
+	n       uint8  // in-sync devices: the first of members
+	m       uint8  // members: those and the target, if there is one
+	// collected: every in-sync device has been opened, and has told what its
+	// activity log holds of the volume. Before that nothing passes (rules 8, 14).
+	collected bool
+	members   [MaxCopies]int32 // by device index
+
+	freshUntil int64 // rule 15, see readLease
+	askAt      int64
 }
 
-// writeSet is who must apply a write: every in-sync replica.
-//
-// Resync's place (rules 23, 25): from the epoch that names a target on, writes
-// and flushes go there too, and its answer, applied or skipped, is waited for.
-func (g *group) writeSet() []int32 { return g.inSync[:g.n] }
+// writeSet is who must apply a write: every in-sync replica, and from the epoch
+// on that names it the resync target, which may answer that it skipped the write
+// (rules 11, 23, 25).
+func (g *group) writeSet() []int32 { return g.members[:g.m] }
 
-// resolved reports whether reads and writes of the group may go out.
-//
-// The attach's place (rules 4, 6, 8): a region that some replica's activity log
-// names must be resolved and stamped before any I/O to it.
-func (g *group) resolved() bool { return true }
+// inSync are the replicas that serve reads and decide what a chunk holds.
+func (g *group) inSync() []int32 { return g.members[:g.n] }
 
-// live reports whether a read's reply may be given to the front end.
-//
-// The lease's place (rule 15): it may, while every in-sync replica has confirmed
-// our generation within the lease; looked at after the reply has arrived.
-func (g *group) live() bool { return true }
+// target is the device that is being resynced, or none.
+func (g *group) target() int32 {
+	if g.m > g.n {
+		return g.members[g.n]
+	}
+	return none
+}
 
 func (g *group) has(dev int32) bool {
-	for _, d := range g.inSync[:g.n] {
-		if d == dev {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(g.inSync(), dev)
 }
 
 func (g *group) equal(o *group) bool {
-	return g.id == o.id && g.epoch == o.epoch && g.n == o.n && g.inSync == o.inSync
+	return g.id == o.id && g.epoch == o.epoch && g.n == o.n && g.m == o.m && g.members == o.members
 }
 
 // groupOf is the index of the group that holds a chunk.
@@ -65,34 +67,50 @@ func (c *Core) SetMap(now int64, m *cluster.Map, local func(*cluster.Device) boo
 		return fmt.Errorf("map version %d lacks volume %s or its placement groups (set %d)",
 			m.Version, c.cfg.Volume.Name, c.cfg.Volume.PGSet)
 	}
-	groups := make([]group, len(table))
 	for i, pg := range table {
-		if pg == nil || len(pg.InSync) > MaxCopies {
+		if pg == nil || len(pg.InSync) >= MaxCopies {
 			return fmt.Errorf("map version %d: group %d of set %d is missing or has more than %d "+
-				"in-sync replicas", m.Version, i, set.Number, MaxCopies)
+				"in-sync replicas", m.Version, i, set.Number, MaxCopies-1)
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(m.Devices)) { // the same map, the same run
 		dev, d := m.Devices[id], &c.devs[c.device(id)]
-		d.server, d.addr = dev.Server, dev.Addr
+		d.server, d.addr, d.faultSet, d.mapInc = dev.Server, dev.Addr, dev.FaultSet, dev.Incarnation
 		d.local = local != nil && local(dev)
 	}
-	for i, pg := range table {
-		g := &groups[i]
-		g.id, g.epoch = pg.ID, pg.Epoch
-		for _, id := range pg.InSync {
-			g.inSync[g.n] = c.device(id)
-			g.n++
-		}
-	}
-	c.size, c.version, c.set = v.Size, m.Version, *set
 	old := c.groups
-	c.groups = groups
+	c.groups = c.makeGroups(table, old)
+	c.size, c.version, c.set = v.Size, m.Version, *set
 	c.adoptDevices()
 	c.adoptPieces(old)
+	c.adoptLocks()
+	c.adoptJobs()
+	c.adoptGates(old)
+	c.releaseReads()
 	c.routeOrphans()
 	c.run()
 	return nil
+}
+
+func (c *Core) makeGroups(table []*cluster.PG, old []group) []group {
+	groups := make([]group, len(table))
+	for i, pg := range table {
+		g := &groups[i]
+		g.id, g.epoch, g.attempt = pg.ID, pg.Epoch, pg.TargetEpoch
+		for _, id := range pg.InSync {
+			g.members[g.n] = c.device(id)
+			g.n++
+		}
+		g.m = g.n
+		if pg.Target != 0 && !pg.Has(pg.Target) {
+			g.members[g.m] = c.device(pg.Target)
+			g.m++
+		}
+		if i < len(old) && old[i].id == g.id {
+			g.collected = old[i].collected
+		}
+	}
+	return groups
 }
 
 // device returns the index of a device, which is made on first sight.
@@ -103,31 +121,58 @@ func (c *Core) device(id cluster.DeviceID) int32 {
 	i := int32(len(c.devs))
 	c.devIndex[id] = i
 	c.devs = append(c.devs, device{id: id, queue: emptyList, awaySince: max(c.now, 1)})
-	c.copies = append(c.copies, copyState{dev: i, frame: none, prev: none, next: none})
+	for range deviceCopies {
+		c.copies = append(c.copies, copyState{dev: i, frame: none, prev: none, next: none})
+	}
 	return i
 }
 
-// adoptDevices finds out who is in sync anywhere. A device that no longer is
-// needs no flush and keeps no secrets: should it come back, it does so as new.
+// adoptDevices finds out who counts anywhere. A device that no longer does needs
+// no flush and keeps no secrets: should it come back, it does so as new.
 func (c *Core) adoptDevices() {
 	for i := range c.devs {
-		c.devs[i].inSync = false
+		c.devs[i].wasInSync, c.devs[i].inSync, c.devs[i].member = c.devs[i].inSync, false, false
 	}
 	for i := range c.groups {
-		for _, d := range c.groups[i].inSync[:c.groups[i].n] {
-			c.devs[d].inSync = true
+		g := &c.groups[i]
+		for k, d := range g.writeSet() {
+			c.devs[d].member = true
+			c.devs[d].inSync = c.devs[d].inSync || k < int(g.n)
 		}
 	}
 	for i := range c.devs {
 		d := &c.devs[i]
-		if d.inSync {
+		if d.member {
+			if len(d.open) == 0 && d.reportAt == 0 {
+				d.reportAt = c.now + reportFirst
+			}
+			if d.wasInSync && !d.inSync {
+				c.demoted(int32(i))
+			}
 			continue
 		}
+		d.reportAt = 0
 		c.closeLinks(int32(i), "no group counts on the device any more")
-		d.incKnown, d.broken = false, ""
-		d.firstUnflushed, d.lastUnflushed = 0, 0
+		d.incKnown, d.broken, d.confirmed = false, "", 0
+		d.unflushed, d.resolved = span{}, span{}
 		c.dropFlush(int32(i))
+		for _, ref := range []int32{c.listRef(int32(i)), c.confirmRef(int32(i))} {
+			if c.copies[ref].kind != copyNone {
+				c.removeCopy(ref)
+			}
+		}
 	}
+}
+
+// demoted is for a device that is a target at most from now on: what it had
+// acknowledged before counts no more.
+func (c *Core) demoted(dev int32) {
+	d := &c.devs[dev]
+	if d.broken != "" {
+		d.broken, d.incKnown = "", false
+	}
+	d.unflushed = span{}
+	c.dropFlush(dev)
 }
 
 // adoptPieces lets what is under way follow its group: copies on devices that
@@ -141,6 +186,9 @@ func (c *Core) adoptPieces(old []group) {
 		}
 		was := p.group
 		p.group = c.groupOf(p.chunk)
+		if p.parked || p.directed {
+			continue
+		}
 		g := &c.groups[p.group]
 		if int(was) < len(old) && old[was].equal(g) {
 			if p.isWrite() {
@@ -164,14 +212,20 @@ func (c *Core) adoptWrite(pi int32, g *group) {
 		cp := &c.copies[ref]
 		switch {
 		case cp.kind == copyNone:
-		case !g.has(cp.dev):
+		case !slices.Contains(g.writeSet(), cp.dev):
 			c.removeCopy(ref)
 		case cp.kind == copyDelayed && staleMap(cp.why):
 			c.leaveList(ref)
 			c.enqueue(ref)
+		case cp.kind == copyDone && g.isForgotten(cp):
+			p.open++
+			c.enqueue(ref)
 		}
 	}
-	for _, d := range g.writeSet() {
+	for k, d := range g.writeSet() {
+		if k >= int(g.n) && c.cfg.Off.Has(rules.Adoption) {
+			break
+		}
 		if !c.usedBy(pi, none, d) {
 			c.enqueue(c.addCopy(pi, d))
 		}
@@ -183,6 +237,12 @@ func (c *Core) adoptWrite(pi int32, g *group) {
 	if p.open == 0 && g.n > 0 {
 		c.writeDone(pi)
 	}
+}
+
+// isForgotten reports whether an answer comes from before the target's present
+// attempt, which does not remember what it skipped or applied then.
+func (g *group) isForgotten(cp *copyState) bool {
+	return cp.dev == g.target() && cp.epoch < g.attempt
 }
 
 // staleMap tells the answers that a newer map cures.
@@ -198,8 +258,9 @@ func (c *Core) adoptRead(pi int32, g *group) {
 		case copyInFlight:
 			// Its payload may be on its way into the request's bytes: let it end.
 			cp.unwanted = !g.has(cp.dev)
-		case copyQueued:
+		case copyQueued, copyHeld:
 			if !g.has(cp.dev) {
+				c.pieces[pi].unhold(cp)
 				c.leaveList(ref)
 				c.reroute(ref)
 			}
@@ -212,22 +273,54 @@ func (c *Core) adoptRead(pi int32, g *group) {
 	}
 }
 
-// Adopted is the newest map version such that no write issued under an older
-// one is outstanding (rule 23).
+// Adopted is the newest map version such that every device in sync under it has
+// been opened, and no write or flush issued under an older one is outstanding
+// (rule 23). 0: the attach is not complete. A write under way follows the map: it
+// goes to a new target as well and waits for its answer, so it counts as issued
+// under the newest version.
 func (c *Core) Adopted() uint64 {
+	if c.gate.uncollected > 0 || c.groups == nil {
+		return 0
+	}
 	v := c.version
 	for i := range c.pieces[:c.pieceHigh] {
-		if p := &c.pieces[i]; p.live && p.isWrite() {
+		if p := &c.pieces[i]; p.live && !p.parked && p.isWrite() {
 			v = min(v, p.version)
 		}
 	}
+	if c.flush.step == flushSending {
+		v = min(v, c.flush.version)
+	}
 	return v
+}
+
+// HasTarget reports whether the map names a resync target.
+func (c *Core) HasTarget() bool {
+	return slices.ContainsFunc(c.groups, func(g group) bool { return g.target() != none })
+}
+
+// Version is that of the newest map.
+func (c *Core) Version() uint64 { return c.version }
+
+// Sound is the map version under which every in-sync device is connected, in the
+// incarnation that the map names, and no acknowledged write is lost or waits to be
+// resolved. 0: not now.
+func (c *Core) Sound() uint64 {
+	if c.lost != nil || c.gate.uncollected > 0 || c.resolver.suspects > 0 {
+		return 0
+	}
+	for i := range c.devs {
+		if d := &c.devs[i]; d.inSync && (!d.reachable() || d.inc != d.mapInc) {
+			return 0
+		}
+	}
+	return c.version
 }
 
 // Wanted calls out each device that the volume needs connections to.
 func (c *Core) Wanted(do func(id cluster.DeviceID, broken bool)) {
 	for i := range c.devs {
-		if d := &c.devs[i]; d.inSync {
+		if d := &c.devs[i]; d.member || c.mustFence(d) {
 			do(d.id, d.broken != "")
 		}
 	}

@@ -16,6 +16,11 @@ const (
 	// MaxRequest is the longest read or write, bytes.
 	MaxRequest = cluster.ChunkSize
 
+	// maxJobs is how many chunks are resolved at a time. Each holds up to 2 MiB.
+	maxJobs = 8
+	// maxChunkLocks bounds the locks of one connection, granted or asked for.
+	maxChunkLocks = 64
+
 	defaultRequests = 512
 	defaultFrames   = 4096
 	piecesPerSlot   = 8
@@ -46,6 +51,9 @@ const (
 	retryMost    = int64(time.Second)
 	checkEvery   = int64(25 * time.Millisecond) // looking for slow reads
 	ioErrorTries = 2                            // before a device's error is believed
+	reportEvery  = int64(500 * time.Millisecond)
+	reportFirst  = int64(time.Second)           // after the attach
+	confirmEvery = int64(50 * time.Millisecond) // while reads are held
 )
 
 // Defaults of Config.
@@ -53,4 +61,7 @@ const (
 	DefaultHedgeAfter = 250 * time.Millisecond
 	DefaultFlushEvery = 5 * time.Second
 	DefaultFlushBytes = 512 << 20
+	// DefaultLease is L of rule 15. mdm lets an attach wait for as long when it
+	// cannot fence every device.
+	DefaultLease = 4 * time.Second
 )

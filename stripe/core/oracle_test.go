@@ -13,7 +13,7 @@ import (
 
 // submit makes a random request, and tells the oracle.
 func (s *sim) submit() {
-	j := &job{s: s, versions: map[int]int{}}
+	j := &order{s: s, versions: map[int]int{}}
 	j.r.Done = j
 	s.live[&j.r] = j
 	j.r.Op = []bio.Op{bio.Read, bio.Read, bio.Read, bio.Write, bio.Write, bio.Write, bio.Write, bio.Trim,
@@ -52,7 +52,7 @@ func (s *sim) submit() {
 	s.core.Submit(s.now, &j.r)
 }
 
-func (s *sim) newVersions(j *job, off, end uint64) {
+func (s *sim) newVersions(j *order, off, end uint64) {
 	for b := int(off / cluster.BlockSize); b <= int((end-1)/cluster.BlockSize); b++ {
 		s.history[b] = append(s.history[b], hashBlock(s.model[b*cluster.BlockSize:][:cluster.BlockSize]))
 		j.versions[b] = len(s.history[b]) - 1
@@ -104,7 +104,7 @@ func (s *sim) completed(r *bio.Request) {
 
 // checkWrite: an acked write is on each in-sync replica at that instant
 // (invariant 1); with FUA it is durable there.
-func (s *sim) checkWrite(j *job) {
+func (s *sim) checkWrite(j *order) {
 	for b, version := range j.versions {
 		s.stable[b] = max(s.stable[b], version)
 		for _, d := range s.inSync(b) {
@@ -124,7 +124,7 @@ func (s *sim) checkWrite(j *job) {
 
 // checkFlush: each in-sync replica durably holds, per block, the value at the
 // flush's call or a later one (invariant 2).
-func (s *sim) checkFlush(j *job) {
+func (s *sim) checkFlush(j *order) {
 	for b := range s.history {
 		for _, d := range s.inSync(b) {
 			if !slices.Contains(s.history[b][j.snap[b]:], hashBlock(d.durable[s.key(b)])) {
@@ -177,7 +177,7 @@ func (s *sim) checkInvariants() {
 			s.failf("piece %d has %d open copies and counts %d", i, n, p.open)
 		}
 		switch {
-		case !p.isWrite():
+		case !p.isWrite() || p.parked:
 		case p.interval < c.interval || p.reacks > 0:
 			old++
 		default:
@@ -226,10 +226,10 @@ func (s *sim) checkRest() {
 		}
 		return
 	}
-	if !c.Idle() || len(c.freeReqs) != len(c.reqs) || len(c.freePieces) != len(c.pieces) ||
+	if !c.Idle() || len(c.freeReqs) != len(c.reqs)-maxJobs || len(c.freePieces)+len(c.jobFree) != len(c.pieces) ||
 		len(c.freeFrames) != len(c.frames) || c.locks.Used() != 0 || c.readsOut != 0 {
 		s.failf("left behind: requests %d, pieces %d, frames %d, locks %d, reads %d",
-			len(c.reqs)-len(c.freeReqs), len(c.pieces)-len(c.freePieces),
+			len(c.reqs)-maxJobs-len(c.freeReqs), len(c.pieces)-len(c.freePieces)-len(c.jobFree),
 			len(c.frames)-len(c.freeFrames), c.locks.Used(), c.readsOut)
 	}
 	for b := range s.history {

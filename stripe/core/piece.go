@@ -13,6 +13,7 @@ import (
 // copy for each device that must apply it; a read's has one, or two when hedged.
 type piece struct {
 	live     bool
+	parked   bool // its chunk is not open to it yet: it has no copies
 	req      int32
 	op       transport.Op
 	flags    uint8
@@ -33,6 +34,8 @@ type piece struct {
 	tries    uint8
 	rounds   uint8
 	rotten   bool // some reply did not match its checksums
+	directed bool // of the resolver: this device and no other
+	dev      int32
 
 	// Writes.
 	undo   bool  // ENOSPC on some copy: trim the others (rule 17)
@@ -40,7 +43,11 @@ type piece struct {
 }
 
 func (p *piece) isWrite() bool {
-	return p.op == transport.OpWrite || p.op == transport.OpTrim || p.op == transport.OpZero
+	switch p.op {
+	case transport.OpWrite, transport.OpTrim, transport.OpZero, transport.OpStamp:
+		return true
+	}
+	return false
 }
 
 // copyKind is the state of a copy.
@@ -52,6 +59,7 @@ const (
 	copyInFlight          // has a frame
 	copyDelayed           // is sent again at `at`
 	copyOrphan            // a read that finds no reachable replica
+	copyHeld              // a read that has its data and waits for confirmations (rule 15)
 	copyDone
 	copyLoose // in no list: in the middle of a change
 )
@@ -66,6 +74,7 @@ type copyState struct {
 	why        transport.Status
 	dev        int32
 	frame      int32
+	epoch      uint32 // of the newest frame
 	prev, next int32
 	at         int64 // copyDelayed: when it is due
 	since      int64 // when it first had to wait; 0: it did not
@@ -139,18 +148,36 @@ func (c *Core) makePiece(slot int32, op transport.Op, at layout.Piece) {
 		p.views = q.views[first:]
 	}
 	q.ordinal++
-	if !p.isWrite() {
-		c.addRead(pi)
+	if p.isWrite() {
+		c.finishWrite(q, p)
+	}
+	if c.gate.closed > 0 && c.isGated(p) {
+		c.park(p)
 		return
 	}
+	c.launch(pi)
+}
+
+// finishWrite fills in what only writes have.
+func (c *Core) finishWrite(q *request, p *piece) {
 	if q.r.Flags&bio.FUA != 0 {
 		p.flags |= transport.FlagFUA
 	}
-	if q.r.Flags&bio.NoHole != 0 && op == transport.OpZero {
+	if q.r.Flags&bio.NoHole != 0 && p.op == transport.OpZero {
 		p.flags |= transport.FlagNoHole
 	}
-	if op == transport.OpWrite {
+	if p.op == transport.OpWrite {
 		c.sumPiece(q, p)
+	}
+}
+
+// launch sends a piece on its way. A write belongs to the interval of this
+// moment: one that is parked holds no flush up.
+func (c *Core) launch(pi int32) {
+	p := &c.pieces[pi]
+	if !p.isWrite() {
+		c.addRead(pi)
+		return
 	}
 	p.interval = c.interval
 	c.flush.fresh++
@@ -195,8 +222,11 @@ func (c *Core) addCopy(pi, dev int32) int32 {
 // flight for it goes on without it.
 func (c *Core) removeCopy(ref int32) {
 	cp := &c.copies[ref]
-	c.leaveList(ref)
 	p := c.pieceOf(ref)
+	if p != nil {
+		p.unhold(cp)
+	}
+	c.leaveList(ref)
 	if cp.kind == copyInFlight {
 		c.frames[cp.frame].copy = none
 		if p != nil && p.receiver == cp.frame {
@@ -223,6 +253,8 @@ func (c *Core) leaveList(ref int32) {
 		c.unlink(&c.delayed, ref)
 	case copyOrphan:
 		c.unlink(&c.orphans, ref)
+	case copyHeld:
+		c.unlink(&c.reads.held, ref)
 	default:
 		return
 	}
@@ -236,9 +268,17 @@ func (c *Core) freePiece(pi int32) {
 	for ref := pi * MaxCopies; ref < (pi+1)*MaxCopies; ref++ {
 		c.copies[ref].kind = copyNone
 	}
-	p.live, p.req = false, none
+	if p.parked {
+		c.gate.parked--
+	}
+	c.gate.freed = c.gate.freed || c.gate.drains > 0 && p.isWrite()
+	p.live, p.parked, p.req = false, false, none
 	p.views, p.sums = nil, nil
-	c.freePieces = append(c.freePieces, pi)
+	if pi >= c.jobPieces {
+		c.jobFree = append(c.jobFree, pi)
+	} else {
+		c.freePieces = append(c.freePieces, pi)
+	}
 	q := &c.reqs[slot]
 	q.open--
 	c.finishIfIdle(slot)
@@ -259,7 +299,11 @@ func (c *Core) writeDone(pi int32) {
 	p := &c.pieces[pi]
 	for ref := pi * MaxCopies; ref < (pi+1)*MaxCopies; ref++ {
 		if cp := &c.copies[ref]; cp.kind == copyDone {
-			c.devs[cp.dev].wrote(p.interval)
+			if pi >= c.jobPieces {
+				c.devs[cp.dev].resolved.add(p.interval)
+			} else {
+				c.devs[cp.dev].unflushed.add(p.interval)
+			}
 		}
 	}
 	if p.err != nil {
@@ -290,6 +334,11 @@ func (c *Core) addRead(pi int32) { c.route(c.addCopy(pi, none)) }
 func (c *Core) route(ref int32) {
 	pi := ref / MaxCopies
 	p := &c.pieces[pi]
+	if p.directed {
+		c.copies[ref].dev = p.dev
+		c.enqueue(ref)
+		return
+	}
 	dev, left := c.chooseReplica(pi, ref)
 	if dev == none && !left && p.rotten && p.rounds == 0 {
 		// The bytes may have been spoilt on the way: believe it the second time.
@@ -319,13 +368,13 @@ func (c *Core) chooseReplica(pi, ref int32) (best int32, left bool) {
 	p := &c.pieces[pi]
 	g := &c.groups[p.group]
 	best = none
-	if g.n == 0 || !g.resolved() {
+	if g.n == 0 {
 		return none, true
 	}
 	bestLoad := int32(0)
 	start := int32(p.chunk % uint64(g.n)) // equal loads: spread by chunk
 	for i := range int32(g.n) {
-		d := g.inSync[(start+i)%int32(g.n)]
+		d := g.members[(start+i)%int32(g.n)]
 		if p.failedOn(d) {
 			continue
 		}

@@ -7,6 +7,7 @@ import (
 	"strconv"
 
 	"braid/cluster"
+	"braid/cluster/rules"
 	"braid/transport"
 	"braid/transport/bio"
 )
@@ -16,6 +17,9 @@ import (
 // two reads). An error means that the peer talks nonsense: close the link.
 func (c *Core) Incoming(l int32, h *transport.Header) (dst [][]byte, wanted bool, err error) {
 	if h.Flags&transport.FlagReply == 0 {
+		if h.Payload == 0 && (h.Op == transport.OpLock || h.Op == transport.OpUnlock) {
+			return nil, false, nil // see Request
+		}
 		return nil, false, fmt.Errorf("%w: a request, op %d", errReply, h.Op)
 	}
 	fi := c.lookup(l, h.ID)
@@ -26,8 +30,14 @@ func (c *Core) Incoming(l int32, h *transport.Header) (dst [][]byte, wanted bool
 	f := &c.frames[fi]
 	p := c.pieceOf(f.copy)
 	switch {
-	case p == nil || h.Op != f.Header.Op || h.Flags&transport.FlagHole != 0:
+	case h.Op != f.Header.Op || h.Flags&transport.FlagHole != 0:
+	case h.Op == transport.OpALList && h.Sums == 0:
+		f.list = make([]byte, h.Payload) // not more than MaxPayload
+		return [][]byte{f.list}, true, nil
+	case p == nil:
 	case h.Op == transport.OpRead && h.Payload == p.length && int(h.Sums)*8 == sumsOf(p.length),
+		h.Op == transport.OpCopy && h.Payload == p.length && int(h.Sums)*8 == sumsOf(p.length),
+		h.Op == transport.OpSums && h.Payload == transport.SumTableSize && h.Sums == 0,
 		h.Op == transport.OpStatus && h.Payload == bitmapSize:
 		if p.receiver != none {
 			return nil, false, nil
@@ -65,6 +75,12 @@ func (c *Core) Reply(now int64, l int32, h *transport.Header, sums, text []byte)
 	c.endReceive(f, fi)
 	ref, op := f.copy, f.Header.Op
 	f.copy = none
+	if h.Status == transport.StatusOK {
+		c.confirm(dev, f.at)
+		if f.list != nil {
+			text, f.list = f.list, nil
+		}
+	}
 	c.endFrame(fi)
 	if h.Status == transport.StatusFenced {
 		c.lose(c.fencedError(serverText(&c.devs[dev], text)))
@@ -94,8 +110,14 @@ func (c *Core) deliver(ref, l int32, op transport.Op, h *transport.Header, recei
 		return
 	}
 	switch {
+	case p == nil && c.kindOf(ref) == listCopy:
+		c.listReply(ref, l, h, text)
+	case p == nil && c.kindOf(ref) == confirmCopy:
+		cp.kind = copyNone // a good answer has been noted
 	case p == nil:
 		c.flushReply(ref, h, text)
+	case p.directed:
+		c.directedReply(ref, h, received, sums, text)
 	case p.isWrite():
 		c.writeReply(ref, op, h, text)
 	default:
@@ -128,13 +150,17 @@ func (c *Core) writeReply(ref int32, op transport.Op, h *transport.Header, text 
 	p := &c.pieces[pi]
 	switch h.Status {
 	case transport.StatusOK:
-		if p.undo && op != transport.OpTrim {
+		if p.undo && op != transport.OpTrim || c.groups[p.group].isForgotten(cp) {
 			c.enqueue(ref)
 		} else {
 			c.acked(ref)
 		}
 	case transport.StatusNoSpace:
-		c.noSpace(ref)
+		if pi >= c.jobPieces { // there is nothing to give back: wait for room
+			c.retryLater(ref, h.Status)
+		} else {
+			c.noSpace(ref)
+		}
 	case transport.StatusStaleEpoch, transport.StatusRefused:
 		c.emit(Effect{Kind: NeedMap})
 		c.retryLater(ref, h.Status)
@@ -197,7 +223,16 @@ func (c *Core) writeFailed(ref int32, s transport.Status, text []byte) {
 	switch {
 	case cp.tries < ioErrorTries:
 		c.retryLater(ref, s)
-	case c.groups[p.group].n == 1:
+	case c.cfg.Off.Has(rules.NoSplit):
+		p.err = bio.ErrIO
+		c.acked(ref)
+	case c.groups[p.group].n == 1 && c.groups[p.group].has(cp.dev):
+		// A target would differ from it, and the resolver has nobody to tell: wait
+		// until the attempt has ended, or the device has come to its senses.
+		if c.groups[p.group].m > 1 || ref/MaxCopies >= c.jobPieces {
+			c.retryLater(ref, s)
+			return
+		}
 		p.err = bio.ErrIO
 		c.acked(ref)
 	default:
@@ -265,8 +300,6 @@ func (c *Core) readReply(ref int32, h *transport.Header, received bool, sums []b
 		c.retryLater(ref, h.Status)
 	case h.Status != transport.StatusOK:
 		c.replicaFailed(ref)
-	case !c.groups[p.group].live():
-		c.retryLater(ref, h.Status)
 	case h.Flags&transport.FlagHole != 0:
 		if p.receiver != none { // the other copy's payload is on its way
 			c.removeCopy(ref)
@@ -276,7 +309,7 @@ func (c *Core) readReply(ref int32, h *transport.Header, received bool, sums []b
 			clear(v)
 		}
 		c.noteHole(p)
-		c.readDone(pi, nil)
+		c.readGood(ref)
 	case !received: // it was thrown away because the other copy was receiving
 		if p.open > 1 {
 			c.removeCopy(ref)
@@ -288,7 +321,7 @@ func (c *Core) readReply(ref int32, h *transport.Header, received bool, sums []b
 		p.rotten = true
 		c.replicaFailed(ref)
 	default:
-		c.readDone(pi, nil)
+		c.readGood(ref)
 	}
 }
 

@@ -4,6 +4,7 @@ package core
 
 import (
 	"braid/cluster"
+	"braid/cluster/rules"
 	"braid/stripe/layout"
 	"braid/transport"
 	"braid/transport/bio"
@@ -78,7 +79,7 @@ func (c *Core) start(r *bio.Request) {
 	// Rule 7: nothing is sent before every earlier overlapping request is complete
 	// everywhere.
 	blocks := (q.end - q.first) / cluster.BlockSize
-	if c.locks.Lock(slot, q.first/cluster.BlockSize, blocks, q.writes()) {
+	if c.cfg.Off.Has(rules.Overlap) || c.locks.Lock(slot, q.first/cluster.BlockSize, blocks, q.writes()) {
 		c.proceed(slot)
 	}
 }
@@ -203,6 +204,10 @@ func (c *Core) finishIfIdle(slot int32) {
 	if !q.issued || q.open > 0 || q.pins > 0 {
 		return
 	}
+	if slot >= c.jobBase {
+		c.jobIdle(slot - c.jobBase)
+		return
+	}
 	if q.phase == phaseEdges && q.err == nil {
 		q.merge()
 		q.phase, q.issued = phaseMerged, false
@@ -229,7 +234,9 @@ func (c *Core) finish(slot int32) {
 	err := q.err
 	q.r, q.err, q.issued = nil, nil, false
 	clear(q.views)
-	c.granted = c.locks.Unlock(slot, c.granted)
+	if !c.cfg.Off.Has(rules.Overlap) {
+		c.granted = c.locks.Unlock(slot, c.granted)
+	}
 	c.freeReqs = append(c.freeReqs, slot)
 	c.active--
 	c.completeNow(r, err)

@@ -495,7 +495,7 @@ func TestHostileReplies(t *testing.T) {
 		s := newScript(t, nil)
 		s.hold[1], s.hold[2], s.hold[3], s.hold[4] = true, true, true, true
 		s.begin(bio.Request{Op: bio.Read, Len: 4096, Data: block(0)})
-		id, l := s.linkOf(s.devs[s.to[0]-1])
+		id, l := s.linkOf(s.devs[s.to[len(s.to)-1]-1])
 		h := l.frames[0].h
 		h.Flags, h.Interval, h.Payload, h.Sums, h.Offset = transport.FlagReply, l.dev.inc, 4096, 1, 0
 		edit(&h)

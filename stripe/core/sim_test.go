@@ -76,7 +76,7 @@ type sim struct {
 	devs    []*fakeDevice
 	links   map[int32]*fakeLink
 	m       *cluster.Map
-	live    map[*bio.Request]*job
+	live    map[*bio.Request]*order
 	model   []byte
 	history [][]uint64 // per block: hashes of its contents, in the order of submission
 	stable  []int      // per block: the newest version whose request has completed
@@ -89,8 +89,8 @@ type sim struct {
 	ended   map[*bio.Request]error // of a script, which checks for itself
 }
 
-// job is what the sim knows of a request.
-type job struct {
+// order is what the sim knows of a request.
+type order struct {
 	s        *sim
 	r        bio.Request
 	want     []byte // of a read
@@ -98,11 +98,11 @@ type job struct {
 	versions map[int]int
 }
 
-func (j *job) RequestDone(*bio.Request) {}
+func (j *order) RequestDone(*bio.Request) {}
 
 func newSim(cfg simConfig) *sim {
 	s := &sim{cfg: cfg, rng: rand.New(rand.NewPCG(cfg.seed, 1)), links: map[int32]*fakeLink{},
-		live: map[*bio.Request]*job{}, model: make([]byte, cfg.size), now: 1, marks: map[string]int{}}
+		live: map[*bio.Request]*order{}, model: make([]byte, cfg.size), now: 1, marks: map[string]int{}}
 	for range cfg.size / cluster.BlockSize {
 		s.history = append(s.history, []uint64{hashBlock(nil)})
 	}
@@ -348,7 +348,7 @@ func (s *sim) spoil(r *fakeReply, d *fakeDevice) {
 func (s *sim) checkDrained(d *fakeDevice, interval uint64) {
 	for i := range s.core.pieces {
 		p := &s.core.pieces[i]
-		if p.live && p.isWrite() && (p.interval <= interval || p.reacks > 0) {
+		if p.live && !p.parked && p.isWrite() && (p.interval <= interval || p.reacks > 0) {
 			s.failf("flush %d runs while a write of interval %d to chunk %d is outstanding (rule 1)",
 				interval, p.interval, p.chunk)
 		}

@@ -15,6 +15,9 @@ func (c *Core) Tick(now int64) {
 		return
 	}
 	c.tickDelayed()
+	c.tickAway()
+	c.tickHold()
+	c.tickReads()
 	if c.readsOut > 0 && c.cfg.HedgeAfter > 0 {
 		c.hedge()
 		if c.readsOut > 0 {
