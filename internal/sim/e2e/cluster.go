@@ -39,6 +39,7 @@ type Cluster struct {
 	mdmDir, mdmAddr string
 	rng             *rand.Rand
 	volumes         int
+	alSlots         int
 }
 
 // Node is one data server.
@@ -72,7 +73,7 @@ func Start(t testing.TB, o Options) *Cluster {
 	if o.DiskSize == 0 {
 		o.DiskSize = 256 << 20
 	}
-	c := &Cluster{T: t, mdmDir: t.TempDir(), mdmAddr: "127.0.0.1:0", rng: rand.New(rand.NewPCG(1, 2))}
+	c := &Cluster{T: t, mdmDir: t.TempDir(), mdmAddr: "127.0.0.1:0", rng: rand.New(rand.NewPCG(1, 2)), alSlots: o.ALSlots}
 	c.StartMdm()
 	t.Cleanup(func() { _ = c.Mdm.Close() })
 	var err error
@@ -171,7 +172,7 @@ func (n *Node) Start() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.srv, err = server.Start(server.Config{Name: n.Name, Store: store.Config{LocalResolve: true}},
+	n.srv, err = server.Start(server.Config{Name: n.Name, Store: store.Config{ALSlots: n.c.alSlots}},
 		ln, disks, api)
 	if err != nil {
 		t.Fatalf("start %s: %v", n.Name, err)
