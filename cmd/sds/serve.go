@@ -170,7 +170,7 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 // storeConfig is how sds runs its stores. Freed chunks are handed to the disk,
 // which gives space back on thin-provisioned ones and files.
 func storeConfig() store.Config {
-	return store.Config{LocalResolve: true, Discard: true}
+	return store.Config{Discard: true}
 }
 
 // closeServer stops cleanly, in bounded time.
