@@ -29,6 +29,7 @@ type flushState struct {
 	active   reqQueue
 	next     reqQueue
 	late     reqQueue // of a guest that went on: wait until all is resolved
+	through  uint64   // every write up to this interval is flushed
 	version  uint64   // of the map under which the running flush was sent
 	again    bool     // pressure or the timer wants one more
 	bytes    uint64   // written since the last flush began
@@ -115,7 +116,7 @@ func (c *Core) flushAnswered() {
 	if f.open--; f.open > 0 {
 		return
 	}
-	f.step, f.ended = flushIdle, c.now
+	f.step, f.ended, f.through = flushIdle, c.now, max(f.through, f.interval)
 	c.pressure = 0
 	c.granted = append(c.granted, c.held...)
 	c.held = c.held[:0]

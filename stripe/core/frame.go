@@ -126,7 +126,7 @@ func (c *Core) describe(f *Frame, p *piece) {
 		f.pinned = true
 		c.reqs[p.req].pins++
 	case p.op == transport.OpStamp:
-		h.Interval, h.Offset, h.Length = 0, 0, 0 // the tag is (generation, 0), rule 4
+		h.Interval, h.Offset, h.Length = p.interval, 0, 0
 	case p.isWrite():
 		h.Interval = p.interval
 	case p.op == transport.OpRead:

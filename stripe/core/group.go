@@ -24,7 +24,8 @@ type group struct {
 	collected bool
 	members   [MaxCopies]int32 // by device index
 
-	freshUntil int64 // rule 15, see readLease
+	lastWrite  uint64 // interval of the newest write that was acknowledged
+	freshUntil int64  // rule 15, see readLease
 	askAt      int64
 }
 
@@ -81,6 +82,9 @@ func (c *Core) SetMap(now int64, m *cluster.Map, local func(*cluster.Device) boo
 	old := c.groups
 	c.groups = c.makeGroups(table, old)
 	c.size, c.version, c.set = v.Size, m.Version, *set
+	if c.checkLost(table, old); c.lost != nil {
+		return nil
+	}
 	c.adoptDevices()
 	c.adoptPieces(old)
 	c.adoptLocks()
@@ -90,6 +94,21 @@ func (c *Core) SetMap(now int64, m *cluster.Map, local func(*cluster.Device) boo
 	c.routeOrphans()
 	c.run()
 	return nil
+}
+
+// checkLost is rule 5 for what happened while we did not look: every copy of a
+// group has lost its cache, and mdm went on with what their disks held.
+func (c *Core) checkLost(table []*cluster.PG, old []group) {
+	for i, pg := range table {
+		if i >= len(old) || pg.LostEpoch <= old[i].epoch || old[i].lastWrite <= c.flush.through ||
+			c.cfg.Off.Has(rules.Verifier) {
+			continue
+		}
+		c.lose(fmt.Errorf("volume %s: every copy of placement group %d lost its cache while "+
+			"acknowledged writes were not flushed; detach, check the file system, attach again: %w",
+			c.cfg.Volume.Name, pg.ID, ErrBroken))
+		return
+	}
 }
 
 func (c *Core) makeGroups(table []*cluster.PG, old []group) []group {
@@ -107,7 +126,7 @@ func (c *Core) makeGroups(table []*cluster.PG, old []group) []group {
 			g.m++
 		}
 		if i < len(old) && old[i].id == g.id {
-			g.collected = old[i].collected
+			g.collected, g.lastWrite = old[i].collected, old[i].lastWrite
 		}
 	}
 	return groups

@@ -303,6 +303,7 @@ func (c *Core) writeDone(pi int32) {
 				c.devs[cp.dev].resolved.add(p.interval)
 			} else {
 				c.devs[cp.dev].unflushed.add(p.interval)
+				c.groups[p.group].lastWrite = max(c.groups[p.group].lastWrite, p.interval)
 			}
 		}
 	}

@@ -13,20 +13,21 @@ import (
 // The resolver makes the in-sync copies of a suspect chunk equal (rules 4, 6, 8,
 // 22): what an older session wrote last may have reached some of them only.
 //
-//		drain --> sums --> read --> write --> stamp --> flush --> open
-//		            ^                                    |
-//		            +--- the in-sync set, or a device's memory, has changed
+//			drain --> sums --> read --> write --> stamp --> flush --> open
+//			            ^                                    |
+//			            +--- the in-sync set, or a device's memory, has changed
 //
-//	 1. drain: no write to the chunk is under way. At an attach none ever was.
-//	 2. sums: each in-sync copy reads its blocks and tells their checksums.
-//	 3. read: blocks that differ are read from the source.
-//	 4. write: they go to every in-sync copy and the target, the range in one
-//	    piece: a flush that comes between has all copies equal, or waits.
-//	 5. stamp: a fresh tag, (generation, 0), everywhere. Only now may a flush let the
-//	    region leave the activity logs. A target notes that the chunk is to be
-//	    copied again (rule 27).
-//	 6. flush: a drained one. Requests pass when it has ended: a value that was read
-//	    does not vanish.
+//		 1. drain: no write to the chunk is under way. At an attach none ever was.
+//		 2. sums: each in-sync copy reads its blocks and tells their checksums.
+//		 3. read: blocks that differ are read from the source.
+//		 4. write: they go to every in-sync copy and the target, the range in one
+//		    piece: a flush that comes between has all copies equal, or waits.
+//		 5. stamp: a fresh tag everywhere, (generation, interval): the flush that follows
+//	    closes that interval, so no later resolve in this generation gives the same
+//	    one, and no older copy has it. Only now may a flush let the region leave the
+//	    activity logs. A target notes that the chunk is to be copied again (rule 27).
+//		 6. flush: a drained one. Requests pass when it has ended: a value that was read
+//		    does not vanish.
 //
 // Jobs have request slots and pieces of their own, so that requests that wait for
 // them, however many, do not keep them from getting on.
