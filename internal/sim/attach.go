@@ -16,7 +16,7 @@ import (
 func (v *Volume) attach(alive bool) {
 	w := v.w
 	v.clients++
-	c := &Client{w: w, vol: v, name: fmt.Sprintf("c%d.%d", v.index, v.clients), host: "host", force: v.clients > 1,
+	c := &Client{w: w, vol: v, name: fmt.Sprintf("c%d.%d", v.index, v.clients), number: v.clients, host: "host", force: v.clients > 1,
 		alive: alive, skew: w.between(0, 5*s1), drift: w.rng.Int64N(200*us) - 100*us}
 	if alive && v.client != nil {
 		c.name = v.client.name // the same sdc, started again
@@ -73,7 +73,7 @@ func (v *Volume) guestRestarts() {
 func (g *Guest) abandon() {
 	for _, q := range g.live {
 		q.orphan = true
-		g.v.oracle.failed(q)
+		g.v.oracle.haunted(q)
 	}
 	g.live = g.live[:0]
 }
@@ -89,6 +89,8 @@ func (v *Volume) lost(c *Client, err error) {
 		}
 	case errors.Is(err, core.ErrBroken):
 		w.mark("device failed: last unbroken copy lost")
+	case errors.Is(err, core.ErrNoSource):
+		w.mark("resume failed: no source")
 	default:
 		w.failf("%s is lost: %v", c, err)
 	}

@@ -5,6 +5,7 @@ package sim
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"braid/cluster"
 	"braid/server/store"
@@ -339,4 +340,23 @@ func (w *World) holds(id cluster.PGID) bool {
 		}
 	}
 	return false
+}
+
+// where tells what each node holds of a block, for the story of a failure.
+func (w *World) where(v *Volume, b uint64) string {
+	chunk, in := v.locate(b)
+	pg := w.pgOf(v, chunk)
+	var s strings.Builder
+	fmt.Fprintf(&s, "chunk %d block %d, group %d epoch %d in sync %v target %d:", chunk, in, pg.ID.Index(), pg.Epoch,
+		pg.InSync, pg.Target)
+	for _, n := range w.nodes {
+		if n.core == nil {
+			fmt.Fprintf(&s, " %s is down;", n.name)
+			continue
+		}
+		p := n.core.Peek(v.id, 0, chunk)
+		fmt.Fprintf(&s, " %s(%d) holds %x tag %v known %v logged %v marks %d torn %v;", n.name, n.dev, idText(n.content(&p, in)),
+			p.Tag, p.Known, p.Logged, p.Marks, p.Torn[in/8]>>(in%8)&1)
+	}
+	return s.String()
 }

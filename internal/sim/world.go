@@ -30,6 +30,8 @@ type Config struct {
 	Faults   Faults
 	Plan     []Action // instead of what Faults and Seed would draw
 	Reattach bool     // volumes that lost their client get another one
+	Evict    bool     // the manager takes copies out by itself
+	Resync   bool     // and brings them back
 	Verbose  bool     // keep the whole trace, not only its end
 }
 
@@ -71,15 +73,16 @@ type World struct {
 	volumes []*Volume
 	mdm     *Mdm
 
-	healing bool
-	hash    uint64
-	events  uint64
-	err     error
-	trace   []string
-	cut     int // lines of the trace that were forgotten
-	marks   map[string]int
-	touched []touch
-	plan    plan
+	healing  bool
+	hash     uint64
+	events   uint64
+	err      error
+	trace    []string
+	cut      int // lines of the trace that were forgotten
+	marks    map[string]int
+	touched  []touch
+	plan     plan
+	deadline int64 // of await
 }
 
 // after runs do at now+d.

@@ -73,7 +73,8 @@ func Start(t testing.TB, o Options) *Cluster {
 	if o.DiskSize == 0 {
 		o.DiskSize = 256 << 20
 	}
-	c := &Cluster{T: t, mdmDir: t.TempDir(), mdmAddr: "127.0.0.1:0", rng: rand.New(rand.NewPCG(1, 2)), alSlots: o.ALSlots}
+	c := &Cluster{T: t, mdmDir: t.TempDir(), mdmAddr: "127.0.0.1:0",
+		rng: rand.New(rand.NewPCG(1, 2)), alSlots: o.ALSlots}
 	c.StartMdm()
 	t.Cleanup(func() { _ = c.Mdm.Close() })
 	var err error
