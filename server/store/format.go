@@ -29,7 +29,7 @@ func format(d Disk, lay layout, device, clusterID cluster.UUID, progress func(do
 	if progress == nil {
 		progress = func(int64, int64) {}
 	}
-	s := superblock{device: device, cluster: clusterID, layout: lay}
+	s := superblock{device: device, cluster: clusterID, layout: lay, certain: 2}
 	buf := alignedBytes(scanBytes)
 	for _, off := range [2]int64{superA, superB} {
 		if err := writeFull(d, buf[:pageSize], off); err != nil {

@@ -29,7 +29,7 @@ func testSuper(t *testing.T) superblock {
 		t.Fatal(err)
 	}
 	return superblock{flags: superClean, device: cluster.UUID{1, 2}, cluster: cluster.UUID{3}, seq: 4,
-		starts: 5, epoch: 6, errors: 7, layout: l}
+		starts: 5, epoch: 6, errors: 7, certain: 8, layout: l}
 }
 
 func testSums() (s [blocks]uint64) {
@@ -54,7 +54,7 @@ func TestGoldenBytes(t *testing.T) {
 		fill func()
 		n    int
 	}{
-		{"superblock", func() { s := testSuper(t); s.encode(b) }, 120},
+		{"superblock", func() { s := testSuper(t); s.encode(b) }, 128},
 		{"header page", func() {
 			clear(b)
 			p := testPage()

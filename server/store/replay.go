@@ -137,7 +137,8 @@ func (c *Core) replayLog(d Disk) error {
 	}
 	p := &replay{c: c, uncertain: map[uint64]bool{}, regions: map[chunkKey]*replayRegion{}}
 	isClean := c.sb.flags&superClean != 0
-	if !isClean {
+	// Only the last group can lack its flush; not if a clean stop came after it.
+	if last.seq >= c.sb.certain {
 		p.uncertain[last.seq] = true
 		c.doubted = append(c.doubted, last.seq)
 	}

@@ -59,6 +59,7 @@ func (c *Core) pumpStop() bool {
 		s.stage = stopSuper
 		c.sb.flags |= superClean
 		c.sb.errors += c.ioErrs
+		c.sb.certain = c.log.next
 		c.ioErrs = 0
 		c.sb.seq++
 		s.buf = alignedBytes(pageSize)

@@ -34,6 +34,7 @@ const superClean = 1 << 0
 //	  96   8  offset of the pages
 //	 104   8  offset of the chunk slots
 //	 112   8  errors met in the present incarnation, as of the last stop
+//	 120   8  log pages before this number were certainly flushed (a clean stop did)
 //	4088   8  xxhash64 of bytes 0-4087
 type superblock struct {
 	flags   uint32
@@ -43,6 +44,7 @@ type superblock struct {
 	starts  uint64
 	epoch   uint64
 	errors  uint64
+	certain uint64
 	layout  layout
 }
 
@@ -64,6 +66,7 @@ func (s *superblock) encode(b []byte) {
 	le.PutUint64(b[96:], uint64(s.layout.pageOff))
 	le.PutUint64(b[104:], uint64(s.layout.dataOff))
 	le.PutUint64(b[112:], s.errors)
+	le.PutUint64(b[120:], s.certain)
 	seal(b)
 }
 
@@ -86,6 +89,7 @@ func (s *superblock) decode(b []byte) error {
 	s.starts = le.Uint64(b[56:])
 	s.epoch = le.Uint64(b[64:])
 	s.errors = le.Uint64(b[112:])
+	s.certain = le.Uint64(b[120:])
 	ring, slots := le.Uint32(b[80:]), le.Uint32(b[84:])
 	if ring < leastRing/pageSize || ring > maxRing/pageSize || slots == 0 || slots > maxSlots {
 		return fmt.Errorf("%w: superblock geometry", ErrCorrupt)
