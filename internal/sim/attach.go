@@ -16,7 +16,8 @@ import (
 func (v *Volume) attach(alive bool) {
 	w := v.w
 	v.clients++
-	c := &Client{w: w, vol: v, name: fmt.Sprintf("c%d.%d", v.index, v.clients), number: v.clients, host: "host", force: v.clients > 1,
+	c := &Client{w: w, vol: v, name: fmt.Sprintf("c%d.%d", v.index, v.clients), number: v.clients,
+		host: "host", force: v.clients > 1,
 		alive: alive, skew: w.between(0, 5*s1), drift: w.rng.Int64N(200*us) - 100*us}
 	if alive && v.client != nil {
 		c.name = v.client.name // the same sdc, started again

@@ -214,14 +214,16 @@ func (w *World) durable(v *Volume, first, count uint64) {
 			}
 			got, err := r.read(v, chunk, inChunk)
 			if err != "" {
-				w.failf("%s block %d is flushed, but after a crash %s answers: %s (invariant 2)", v.name, b, n.name, err)
+				w.failf("%s block %d is flushed, but after a crash %s answers: %s (invariant 2)",
+					v.name, b, n.name, err)
 				return
 			}
-			if got == garbage && h.floor+1 < h.end() {
+			if got>>63 != 0 && h.floor+1 < h.end() {
 				continue // torn: it was written after the flush
 			}
 			if _, ok := h.find(got, h.floor); !ok {
-				w.failf("%s block %d is flushed, but after a crash %s holds %x (invariant 2): %s", v.name, b, n.name, got, h)
+				w.failf("%s block %d is flushed, but after a crash %s holds %x (invariant 2): %s",
+					v.name, b, n.name, got, h)
 				return
 			}
 		}
@@ -269,7 +271,7 @@ func (r *reader) read(v *Volume, chunk, b uint64) (uint64, string) {
 		Offset: uint32(b * block), Length: block, Data: r.data[:], Sums: r.sums[:]}
 	r.core.Submit(q)
 	r.run()
-	id, whole := idOf(r.data[:])
+	id, _ := idOf(r.data[:])
 	switch {
 	case q.Status == transport.StatusRot:
 		return garbage, ""
@@ -277,7 +279,7 @@ func (r *reader) read(v *Volume, chunk, b uint64) (uint64, string) {
 		return 0, fmt.Sprintf("status %d", q.Status)
 	case q.Hole:
 		return 0, ""
-	case !whole || transport.VerifySums(r.data[:], r.sums[:]) >= 0:
+	case transport.VerifySums(r.data[:], r.sums[:]) >= 0:
 		return garbage, ""
 	}
 	return id, ""
@@ -317,7 +319,8 @@ func (w *World) mapChanged(old, next *cluster.Map) {
 			}
 			if before := old.PGs[set]; i < len(before) && before[i].Epoch != pg.Epoch {
 				if w.holds(pg.ID) {
-					w.logf("mdm v%d: group %d epoch %d in sync %v target %d", next.Version, i, pg.Epoch, pg.InSync, pg.Target)
+					w.logf("mdm v%d: group %d epoch %d in sync %v target %d",
+						next.Version, i, pg.Epoch, pg.InSync, pg.Target)
 				}
 				if len(pg.InSync) < len(before[i].InSync) {
 					w.mark("in-sync set shrank")
@@ -355,8 +358,8 @@ func (w *World) where(v *Volume, b uint64) string {
 			continue
 		}
 		p := n.core.Peek(v.id, 0, chunk)
-		fmt.Fprintf(&s, " %s(%d) holds %x tag %v known %v logged %v marks %d torn %v;", n.name, n.dev, idText(n.content(&p, in)),
-			p.Tag, p.Known, p.Logged, p.Marks, p.Torn[in/8]>>(in%8)&1)
+		fmt.Fprintf(&s, " %s(%d) holds %x tag %v known %v logged %v marks %d torn %v;", n.name, n.dev,
+			idText(n.content(&p, in)), p.Tag, p.Known, p.Logged, p.Marks, p.Torn[in/8]>>(in%8)&1)
 	}
 	return s.String()
 }

@@ -73,8 +73,10 @@ var actions = []struct {
 	{"clog", func(f *Faults) int { return f.Clog }, func(w *World, _ *Node) { w.clogOne() }},
 	{"part", func(f *Faults) int { return f.Partition }, (*World).partition},
 	{"stall", func(f *Faults) int { return f.Stall }, (*World).stall},
-	{"write-error", func(f *Faults) int { return f.WriteError }, func(_ *World, n *Node) { n.disk.failNext.write = true }},
-	{"flush-error", func(f *Faults) int { return f.FlushError }, func(_ *World, n *Node) { n.disk.failNext.flush = true }},
+	{"write-error", func(f *Faults) int { return f.WriteError },
+		func(_ *World, n *Node) { n.disk.failNext.write = true }},
+	{"flush-error", func(f *Faults) int { return f.FlushError },
+		func(_ *World, n *Node) { n.disk.failNext.flush = true }},
 	{"mdm-down", func(f *Faults) int { return f.MdmDown }, func(w *World, _ *Node) { w.mdmDown() }},
 	{"mdm-cut", func(f *Faults) int { return f.MdmCut }, (*World).mdmCut},
 	{"client", func(f *Faults) int { return f.Client }, func(w *World, _ *Node) { w.clientDies() }},
@@ -101,7 +103,8 @@ func (c *Config) plan() []Action {
 		k := rng.IntN(total)
 		for i := range actions {
 			if k -= actions[i].weight(&c.Faults); k < 0 {
-				plan = append(plan, Action{At: at, What: actions[i].what, Node: rng.IntN(c.Servers), Seed: rng.Uint64() >> 40})
+				plan = append(plan, Action{At: at, What: actions[i].what, Node: rng.IntN(c.Servers),
+					Seed: rng.Uint64() >> 40})
 				break
 			}
 		}

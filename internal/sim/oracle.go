@@ -134,7 +134,8 @@ func (o *oracle) read(q *request, b uint64, data []byte, low uint32) {
 		return
 	}
 	if !found {
-		o.v.w.failf("%s block %d: %s reads %x, which it may not: %s; %s", o.v.name, b, q.client, id, h, o.v.w.where(o.v, b))
+		o.v.w.failf("%s block %d: %s reads %x, which it may not: %s; %s",
+			o.v.name, b, q.client, id, h, o.v.w.where(o.v, b))
 		return
 	}
 	o.seen(h, i)

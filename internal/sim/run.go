@@ -171,8 +171,8 @@ func (w *World) unrest() string {
 		}
 		if v.client.core.Sound() == 0 {
 			c := v.client.core
-			return fmt.Sprintf("%s is not resolved, or not connected to every copy: map %d, adopted %d, sound %d, waits %v", v.name,
-				c.Version(), c.Adopted(), c.Sound(), c.Waiting(v.client.clock(), 0))
+			return fmt.Sprintf("%s is not resolved, or not connected to every copy: map %d, adopted %d, "+
+				"sound %d, waits %v", v.name, c.Version(), c.Adopted(), c.Sound(), c.Waiting(v.client.clock(), 0))
 		}
 		if why := w.unhealed(v); w.cfg.Resync && why != "" {
 			return why
@@ -185,7 +185,8 @@ func (w *World) unrest() string {
 func (w *World) unhealed(v *Volume) string {
 	for chunk := range v.size / cluster.ChunkSize {
 		if pg := w.pgOf(v, chunk); len(pg.InSync) < w.cfg.Replicas {
-			return fmt.Sprintf("group %d has in-sync copies %v only, target %d%s", pg.ID.Index(), pg.InSync, pg.Target, w.stuck(pg))
+			return fmt.Sprintf("group %d has in-sync copies %v only, target %d%s", pg.ID.Index(), pg.InSync,
+				pg.Target, w.stuck(pg))
 		}
 	}
 	return ""

@@ -26,8 +26,8 @@ var (
 
 // basic is the mixture of faults of the campaign.
 func basic(seed uint64) Config {
-	c := Config{Seed: seed, Evict: seed%4 < 2, Servers: 3, Replicas: 2 + int(seed%2), Volumes: 1 + int(seed/3%2), Chunks: 4,
-		Duration: 20 * time.Second, Verbose: *loud,
+	c := Config{Seed: seed, Evict: seed%4 < 2, Servers: 3, Replicas: 2 + int(seed%2),
+		Volumes: 1 + int(seed/3%2), Chunks: 4, Duration: 20 * time.Second, Verbose: *loud,
 		Faults: Faults{Every: []int64{300, 1000, 3000}[seed/2%3] * ms, Kill: 3, Power: 3, AllPower: 1, Stop: 1,
 			Cut: 5, Clog: 3, Partition: 2, Stall: 1, MdmDown: 1, MdmCut: 2, LostRPC: 3}}
 	if seed%5 == 0 {
@@ -53,8 +53,8 @@ func complain(t *testing.T, mix string, cfg Config, r *Report) {
 	if *small {
 		cfg, r = Shrink(cfg, 200)
 	}
-	t.Fatalf("%s\n\n%s\nseed %d: %v\nreplay: go test ./internal/sim -run 'Campaign$' -seeds 1 -seed %d -story -mix %s -off '%v' (smaller: -shrink)",
-		r.Trace, cfg.Script(), cfg.Seed, r.Err, cfg.Seed, mix, cfg.Off)
+	t.Fatalf("%s\n\n%s\nseed %d: %v\nreplay: go test ./internal/sim -run 'TestCampaign$' -seeds 1 -seed %d "+
+		"-story -mix %s -off '%v' (smaller: -shrink)", r.Trace, cfg.Script(), cfg.Seed, r.Err, cfg.Seed, mix, cfg.Off)
 }
 
 // Goal: nothing that a fault does breaks a promise. Method: seeds, each a
@@ -149,7 +149,8 @@ func TestSameSeedSameRun(t *testing.T) {
 		cfg := basic(seed + 100)
 		cfg.Duration = 5 * time.Second
 		if a, b := Run(cfg), Run(cfg); a.Hash != b.Hash || a.Events != b.Events {
-			t.Errorf("seed %d: %d events, hash %x; then %d events, hash %x", cfg.Seed, a.Events, a.Hash, b.Events, b.Hash)
+			t.Errorf("seed %d: %d events, hash %x; then %d events, hash %x",
+				cfg.Seed, a.Events, a.Hash, b.Events, b.Hash)
 		}
 	}
 }
@@ -163,7 +164,8 @@ func TestBlockPlaces(t *testing.T) {
 			for b := range v.size / block {
 				chunk, in := v.locate(b)
 				if back := v.block(chunk, in); back != b || in >= 256 {
-					t.Fatalf("unit %d width %d: block %d lies at %d+%d, which is block %d", unit, width, b, chunk, in, back)
+					t.Fatalf("unit %d width %d: block %d lies at %d+%d, which is block %d",
+						unit, width, b, chunk, in, back)
 				}
 			}
 		}
