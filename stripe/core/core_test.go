@@ -63,6 +63,10 @@ func TestSimulation(t *testing.T) {
 		{"long trims", 1500, func(c *simConfig) {
 			c.size, c.requests, c.drops, c.longTrims = 64<<20, 3, 30, true
 		}, nil},
+		{"attach", 3000, func(c *simConfig) {
+			c.attach, c.drops, c.requests, c.frames = true, 50, 3, 4
+			c.before.GuestAlive = true
+		}, []string{"resolved"}},
 		{"one copy", 3000, func(c *simConfig) { c.replicas, c.drops, c.width, c.unit = 1, 100, 1, 65536 }, nil},
 	}
 	for _, w := range worlds {

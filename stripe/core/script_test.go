@@ -36,8 +36,18 @@ func newScript(t *testing.T, edit func(*simConfig)) *script {
 	if s.fail != nil {
 		t.Fatal(s.fail)
 	}
+	if cfg.refuse != 0 {
+		s.answer = func(_ *fakeDevice, h *transport.Header) transport.Status {
+			if h.Op == cfg.refuse {
+				return transport.StatusRetry
+			}
+			return transport.StatusOK
+		}
+	}
 	for _, d := range s.devs {
-		s.up(d)
+		if d.id != cfg.down {
+			s.up(d)
+		}
 	}
 	s.settle()
 	return s
@@ -86,6 +96,9 @@ func (s *script) deliver(id int32, l *fakeLink) {
 	l.frames = l.frames[1:]
 	s.capture(f)
 	s.core.Sent(s.now, f.frame)
+	if f.h.Flags&transport.FlagReply != 0 {
+		return // an answer to the server
+	}
 	status := transport.StatusOK
 	if s.answer != nil {
 		status = s.answer(l.dev, &f.h)

@@ -13,6 +13,8 @@ import (
 	"github.com/cespare/xxhash/v2"
 
 	"braid/cluster"
+	"braid/cluster/rules"
+	"braid/stripe/layout"
 	"braid/transport"
 	"braid/transport/bio"
 )
@@ -36,6 +38,12 @@ type simConfig struct {
 	powerLoss   bool
 	maxLength   int
 	longTrims   bool
+	attach      bool // the copies differ at first
+	before      Before
+	off         rules.Off
+	prepare     func(*sim)       // the devices, before the core sees them
+	refuse      transport.Op     // of scripts: answered "not now" from the start
+	down        cluster.DeviceID // of scripts: not connected from the start
 }
 
 // wireFrame is a frame that the core has sent.
@@ -127,13 +135,63 @@ func newSim(cfg simConfig) *sim {
 		m.PGs[1] = append(m.PGs[1], pg)
 	}
 	s.m = m
-	c, err := New(Config{Volume: v, Generation: 3, Requests: cfg.requests, Frames: cfg.frames,
+	if cfg.attach {
+		s.differ()
+	}
+	if cfg.prepare != nil {
+		cfg.prepare(s)
+	}
+	c, err := New(Config{Volume: v, Generation: 3, Before: cfg.before, Off: cfg.off, Requests: cfg.requests, Frames: cfg.frames,
 		HedgeAfter: 50 * time.Millisecond})
 	if err == nil {
 		err = c.SetMap(s.now, m, nil)
 	}
 	s.core, s.fail = c, err
 	return s
+}
+
+// differ has an older session leave copies that are unlike in some chunks. In
+// each group one device is the source, so that what must come out is known.
+func (s *sim) differ() {
+	sources := map[cluster.PGID]cluster.DeviceID{}
+	for _, pg := range s.m.PGs[1] {
+		sources[pg.ID] = pg.InSync[s.rng.IntN(len(pg.InSync))]
+	}
+	s.cfg.before.Source = func(pg cluster.PGID, id cluster.DeviceID, _ cluster.Incarnation) bool {
+		return sources[pg] == id
+	}
+	l, _ := layout.New(s.cfg.unit, s.cfg.width)
+	v := s.m.Volumes[7]
+	for chunk := range s.cfg.size / cluster.ChunkSize {
+		if s.rng.IntN(3) == 0 {
+			continue
+		}
+		pg := s.m.VolumePG(v, chunk)
+		for _, id := range pg.InSync {
+			if id == pg.InSync[0] || s.rng.IntN(2) == 0 {
+				s.devs[id-1].suspects[chunk] = 0
+			}
+		}
+		for range s.rng.IntN(40) {
+			b := uint64(s.rng.IntN(cluster.BlocksPerChunk))
+			for _, id := range pg.InSync {
+				data := bytes.Repeat([]byte{byte(s.rng.Uint32())}, cluster.BlockSize)
+				if s.rng.IntN(3) == 0 {
+					data = nil
+				}
+				key := chunk*cluster.BlocksPerChunk + b
+				put(s.devs[id-1], key, data)
+				if id == sources[pg.ID] {
+					off := l.Offset(chunk, uint32(b*cluster.BlockSize))
+					clear(s.model[off : off+cluster.BlockSize])
+					copy(s.model[off:], data)
+					first := hashBlock(s.model[off : off+cluster.BlockSize])
+					s.history[off/cluster.BlockSize] = []uint64{first}
+				}
+			}
+		}
+		s.marks["resolved"]++
+	}
 }
 
 var zeroHash = xxhash.Sum64(make([]byte, cluster.BlockSize))
@@ -191,6 +249,8 @@ func (s *sim) effect(e Effect) {
 	case Lost:
 		s.marks["lost"]++
 		s.lost = e.Err
+	case Report:
+		s.marks["report"]++
 	case NeedMap:
 		s.marks["need-map"]++
 	}
