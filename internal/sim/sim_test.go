@@ -92,6 +92,22 @@ func campaign(t *testing.T, mix string) {
 	}
 }
 
+// Goal: what a seed once found stays mended. Method: those seeds, under the full
+// mixture of faults.
+func TestSeedsThatFailed(t *testing.T) {
+	for _, seed := range []uint64{
+		21,  // a lost cache hidden by a resync; a dropped copy that could not return
+		92,  // two stamps of one generation with the same tag
+		166, // a held read whose own reply confirmed it was completed twice
+		579, // the same
+	} {
+		cfg := full(seed)
+		if r := Run(cfg); r.Err != nil {
+			complain(t, "full", cfg, r)
+		}
+	}
+}
+
 // Goal: the fault model has teeth. Method: a disk whose flush lies has to be
 // noticed.
 func TestLyingFlushIsCaught(t *testing.T) {

@@ -73,14 +73,16 @@ func (c *Core) Reply(now int64, l int32, h *transport.Header, sums, text []byte)
 	}
 	received := f.receiving
 	c.endReceive(f, fi)
-	ref, op := f.copy, f.Header.Op
-	f.copy = none
 	if h.Status == transport.StatusOK {
+		// It may complete held reads, this frame's own among them where it is the
+		// slower one of two: then nobody waits for the reply any more.
 		c.confirm(dev, f.at)
 		if f.list != nil {
 			text, f.list = f.list, nil
 		}
 	}
+	ref, op := f.copy, f.Header.Op
+	f.copy = none
 	c.endFrame(fi)
 	if h.Status == transport.StatusFenced {
 		c.lose(c.fencedError(serverText(&c.devs[dev], text)))
