@@ -141,8 +141,9 @@ func newSim(cfg simConfig) *sim {
 	if cfg.prepare != nil {
 		cfg.prepare(s)
 	}
-	c, err := New(Config{Volume: v, Generation: 3, Before: cfg.before, Off: cfg.off, Requests: cfg.requests, Frames: cfg.frames,
-		HedgeAfter: 50 * time.Millisecond})
+	// s.cfg, not cfg: differ has said there what the older session left.
+	c, err := New(Config{Volume: v, Generation: 3, Before: s.cfg.before, Off: cfg.off,
+		Requests: cfg.requests, Frames: cfg.frames, HedgeAfter: 50 * time.Millisecond})
 	if err == nil {
 		err = c.SetMap(s.now, m, nil)
 	}
