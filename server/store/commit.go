@@ -242,11 +242,17 @@ func (c *Core) logChunks() {
 		c.dirtyCost -= int(p.cost)
 		p.cost, p.next, p.isDirty, p.isFresh = 0, 0, false, false
 		p.dirty = bitmap{}
-		p.young = p.bits
-		p.young.without(p.logged)
+		young := p.bits
+		young.without(p.logged)
 		p.logged = p.bits
-		over := p.young.and(p.flying)
+		over := young.and(p.flying)
 		cs.needsProof = cs.needsProof || !over.empty()
+		if p.lastSeq >= c.log.durable {
+			// The record before this one is proven only when this group is durable: what
+			// was young in it stays so until then.
+			young.or(p.young.and(p.bits))
+		}
+		p.young = young
 		p.lastSeq = cs.group
 		if p.firstSeq == 0 {
 			p.firstSeq = cs.group
