@@ -3,6 +3,7 @@
 #   make          static binaries in ./bin
 #   make demo     the whole story on this machine, with a table of numbers
 #   make test     all test suites, each within its budget (scripts/suites)
+#   make bench    Braid beside other NBD servers, measured in turn (BENCHFLAGS=…)
 #   make lint     formatting, vet, import and style rules
 #   make soak     the long forms of the tests
 #   make fuzz     every decoder, FUZZTIME each (30s)
@@ -11,7 +12,7 @@
 GO ?= go
 FUZZTIME ?= 30s
 
-.PHONY: build test lint demo soak fuzz clean
+.PHONY: build test bench lint demo soak fuzz clean
 
 # No C library, so one binary runs on every distribution; -trimpath, so the same
 # commit gives the same bytes wherever it is built; what git thinks of the folder does not matter.
@@ -24,6 +25,11 @@ test:
 
 lint:
 	@scripts/lint
+
+bench: build
+	@scripts/deps bench
+	@$(GO) build -o bin/bench ./perf/bench
+	@bin/bench $(BENCHFLAGS)
 
 demo:
 	@scripts/demo
