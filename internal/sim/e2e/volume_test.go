@@ -44,24 +44,32 @@ func TestConformance(t *testing.T) {
 	}
 	c := Start(t, Options{Consumers: biotest.Consumers(), DiskSize: 1 << 30})
 	for i := range shapes {
-		t.Run(shapes[i].name, func(t *testing.T) {
-			biotest.Run(t, func(t *testing.T) biotest.Harness {
-				c.volumes++
-				req := &shapes[i].make
-				req.Name = ""
-				name := c.CreateVolume(req)
-				v, err := c.Attach(name, nil)
-				if err != nil {
-					t.Fatal(err)
-				}
-				return biotest.Harness{Device: v, Loop: c.Loop, Pool: c.Pool, Ops: 600, Close: func() {
-					if err := Detach(v, Patience); err != nil {
-						t.Errorf("detach: %v", err)
-					}
-				}}
-			})
-		})
+		t.Run(shapes[i].name, func(t *testing.T) { conform(t, c, &shapes[i].make) })
 	}
+}
+
+// Goal: a single store, with nothing to stand in for it, is a block device.
+// Method: the conformance suite on one server with one device and one copy.
+func TestConformanceOfOneStore(t *testing.T) {
+	c := Start(t, Options{Servers: 1, Consumers: biotest.Consumers(), DiskSize: 1 << 30})
+	conform(t, c, &pb.CreateVolumeRequest{Size: 16 << 20, Replicas: 1})
+}
+
+// conform runs the conformance suite on new volumes of one shape.
+func conform(t *testing.T, c *Cluster, shape *pb.CreateVolumeRequest) {
+	biotest.Run(t, func(t *testing.T) biotest.Harness {
+		c.volumes++
+		shape.Name = ""
+		v, err := c.Attach(c.CreateVolume(shape), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return biotest.Harness{Device: v, Loop: c.Loop, Pool: c.Pool, Ops: 600, Close: func() {
+			if err := Detach(v, Patience); err != nil {
+				t.Errorf("detach: %v", err)
+			}
+		}}
+	})
 }
 
 // Goal: a 1 MiB read goes to 8 chunks with one frame each, and a sequential
