@@ -78,6 +78,7 @@ func TestCommandLines(t *testing.T) {
 		{serve("--advertise", "here"), exitUsage, "HOST:PORT"},
 		{serve("--engine", "steam"), exitUsage, "io_uring"},
 		{serve("--log-level", "loud"), exitUsage, "debug, info"},
+		{serve("--activity-log", "3"), exitUsage, "at least 16"},
 		{serve("--lock-memory", "maybe"), exitUsage, "auto, on or off"},
 		{serve("--mdm", "nowhere", "--lock-memory", "off"), exitUsage, "HOST:PORT"},
 		{serve("--lock-memory", "off"), exitFailed, "no such file"},

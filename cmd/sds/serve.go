@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -33,6 +34,7 @@ import (
 const (
 	defaultListen  = "127.0.0.1:7420"
 	metricsTimeout = 5 * time.Second
+	minActivityLog = 16
 )
 
 // serveFlags is the command line of sds serve.
@@ -47,6 +49,7 @@ type serveFlags struct {
 	metrics      string
 	logLevel     string
 	lockMemory   string
+	activityLog  int
 }
 
 func newServe() *cobra.Command {
@@ -91,6 +94,8 @@ registered, and from then on serve no other.`,
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&f.lockMemory, "lock-memory", "auto",
 		"stay out of memory reclaim (I/O flusher, mlock, OOM score): auto (if permitted), on, off")
+	fs.IntVar(&f.activityLog, "activity-log", envInt("BRAID_ACTIVITY_LOG"),
+		"chunks of a device that may have unflushed writes; 0: 16384 ($BRAID_ACTIVITY_LOG)")
 	return cmd
 }
 
@@ -106,6 +111,12 @@ func envOr(name, otherwise string) string {
 		return v
 	}
 	return otherwise
+}
+
+// envInt is 0, the default of every number here, for what is no number.
+func envInt(name string) int {
+	n, _ := strconv.Atoi(os.Getenv(name))
+	return n
 }
 
 func envList(name string) []string {
@@ -150,7 +161,7 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 	}
 	engine, _ := parseEngine(f.engine) // checked above
 	srv, err := server.Start(server.Config{Name: f.name, FaultSet: f.faultSet, Advertise: f.advertise,
-		Engine: engine, Store: storeConfig(), Log: log, Touch: touch}, ln, disks, manager)
+		Engine: engine, Store: f.storeConfig(), Log: log, Touch: touch}, ln, disks, manager)
 	if err != nil {
 		return err
 	}
@@ -169,8 +180,8 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 
 // storeConfig is how sds runs its stores. Freed chunks are handed to the disk,
 // which gives space back on thin-provisioned ones and files.
-func storeConfig() store.Config {
-	return store.Config{Discard: true}
+func (f *serveFlags) storeConfig() store.Config {
+	return store.Config{Discard: true, ALSlots: f.activityLog}
 }
 
 // closeServer stops cleanly, in bounded time.
@@ -217,6 +228,9 @@ func (f *serveFlags) check() (level slog.Level, err error) {
 	}
 	if _, err := parseEngine(f.engine); err != nil {
 		return 0, err
+	}
+	if f.activityLog != 0 && f.activityLog < minActivityLog {
+		return 0, usagef("--activity-log %d: want 0 or at least %d", f.activityLog, minActivityLog)
 	}
 	if !slices.Contains([]string{"auto", "on", "off"}, f.lockMemory) {
 		return 0, usagef("--lock-memory %s: want auto, on or off", f.lockMemory)

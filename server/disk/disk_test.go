@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 const testSize = 4 << 20
@@ -200,6 +201,27 @@ func TestVolatile(t *testing.T) {
 	t.Setenv(TestDiskEnv, "sometimes")
 	if _, err := Open(path, Options{}); err == nil {
 		t.Fatal("an unknown option was accepted")
+	}
+}
+
+// Goal: a slow test disk does one I/O at a time, each as slow as told. Method: two
+// at once take at least twice the delay; that they may take longer is nobody's concern.
+func TestSlowDisk(t *testing.T) {
+	const delay = 5 * time.Millisecond
+	t.Setenv(TestDiskEnv, "io-delay="+delay.String())
+	b, err := Open(backingFile(t), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	failed := make(chan error, 2)
+	go func() { _, err := b.ReadAt(alignedSector(), 0); failed <- err }()
+	go func() { _, err := b.WriteAt(alignedSector(), 4096); failed <- err }()
+	if err := errors.Join(<-failed, <-failed, b.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took < 2*delay {
+		t.Errorf("two I/Os of %v each took %v", delay, took)
 	}
 }
 

@@ -21,6 +21,8 @@ import (
 //	flush-fails-after=N    the N+1st flush and all later ones fail with EIO
 //	write-fails-after=N    likewise for writes
 //	flush-delay=DURATION   each flush takes that much longer
+//	io-delay=DURATION      each read and write, one at a time: a disk that does only
+//	                       so many in a second
 const TestDiskEnv = "BRAID_TEST_DISK"
 
 // volatileLimit bounds the memory of a volatile disk; beyond it the cache is
@@ -39,7 +41,8 @@ type volatile struct {
 	writes     int
 	failFlush  int // -1: never
 	failWrite  int
-	delay      time.Duration
+	delay      time.Duration // of a flush
+	ioDelay    time.Duration // of a read or write
 }
 
 func wrapTest(d *Device) (Backing, error) {
@@ -68,6 +71,8 @@ func (v *volatile) option(opt string) (err error) {
 		v.failWrite, err = strconv.Atoi(value)
 	case "flush-delay":
 		v.delay, err = time.ParseDuration(value)
+	case "io-delay":
+		v.ioDelay, err = time.ParseDuration(value)
 	default:
 		return fmt.Errorf("unknown option %q", opt)
 	}
@@ -77,9 +82,17 @@ func (v *volatile) option(opt string) (err error) {
 // FD is -1: all I/O has to come through the methods.
 func (v *volatile) FD() int { return -1 }
 
+// work is the time that one I/O takes.
+func (v *volatile) work() {
+	if v.ioDelay > 0 {
+		<-time.After(v.ioDelay)
+	}
+}
+
 func (v *volatile) ReadAt(p []byte, off int64) (int, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.work()
 	n, err := v.Device.ReadAt(p, off)
 	for o := 0; o+sector <= n; o += sector {
 		if b := v.cached[(off+int64(o))/sector]; b != nil {
@@ -92,6 +105,7 @@ func (v *volatile) ReadAt(p []byte, off int64) (int, error) {
 func (v *volatile) WriteAt(p []byte, off int64) (int, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.work()
 	v.writes++
 	if v.failWrite >= 0 && v.writes > v.failWrite {
 		return 0, fmt.Errorf("test disk: write %d: %w", v.writes, syscall.EIO)
