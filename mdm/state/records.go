@@ -27,6 +27,7 @@ const (
 	setPrefix      = Prefix + "sets/"
 	pagePrefix     = Prefix + "pgs/"
 	eventPrefix    = Prefix + "events/"
+	settingsKey    = Prefix + "settings"
 )
 
 func serverKey(name string) string          { return serverPrefix + name }
@@ -79,6 +80,9 @@ type Server struct {
 	LeaseID  uint64    `json:"lease_id"`
 	Up       bool      `json:"up"` // its lease is alive; all of its devices go with it
 	Since    time.Time `json:"since"`
+	// Maintenance: it is away, or will be, as planned: its copies stay where they
+	// are and catch up. Empty: no.
+	Maintenance string `json:"maintenance,omitempty"`
 }
 
 // Device is a disk. Address, fault set and whether it is up follow from its
@@ -92,7 +96,9 @@ type Device struct {
 	Incarnation  cluster.Incarnation `json:"incarnation"`
 	StartCounter uint64              `json:"start_counter"`
 	Failed       string              `json:"failed,omitempty"`
-	Removing     bool                `json:"removing,omitempty"`
+	FailedAt     time.Time           `json:"failed_at,omitzero"`
+	Removing     bool                `json:"removing,omitempty"` // is emptied, then removed
+	Spare        bool                `json:"spare,omitempty"`    // takes no copies yet
 }
 
 // Volume is the record of a volume.
@@ -158,9 +164,11 @@ type page struct {
 
 // group is a placement group: what the map shows of it, and what only mdm needs.
 type group struct {
-	Epoch       uint32             `json:"e"`
-	Replicas    []cluster.DeviceID `json:"r"`
-	InSync      []cluster.DeviceID `json:"s"`
+	Epoch    uint32             `json:"e"`
+	Replicas []cluster.DeviceID `json:"r"`
+	InSync   []cluster.DeviceID `json:"s"`
+	// Want is where the group is to lie, where that is not Replicas.
+	Want        []cluster.DeviceID `json:"w,omitempty"`
 	Target      cluster.DeviceID   `json:"t,omitempty"`
 	TargetEpoch uint32             `json:"te,omitempty"`
 

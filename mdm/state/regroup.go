@@ -86,6 +86,7 @@ func (r *regroup) note(id cluster.PGID) *group {
 		next := *old
 		next.Replicas, next.InSync = slices.Clone(old.Replicas), slices.Clone(old.InSync)
 		next.Joined, next.Out = slices.Clone(old.Joined), slices.Clone(old.Out)
+		next.Want = slices.Clone(old.Want)
 		// A record of before incarnations were kept.
 		for len(next.Joined) < len(next.InSync) {
 			next.Joined = append(next.Joined, 0)
@@ -127,7 +128,10 @@ func (r *regroup) giveUp(id cluster.PGID) {
 // forget takes a device out of the group for good.
 func (r *regroup) forget(id cluster.PGID, device cluster.DeviceID) {
 	g := r.edit(id)
-	g.Replicas, g.Out = without(g.Replicas, device), without(g.Out, device)
+	g.Replicas = without(g.Replicas, device) // and stays in Out: it may serve an old session still
+	if slices.Contains(g.Want, device) {
+		g.Want = nil
+	}
 	if g.Target == device {
 		r.giveUp(id)
 	}

@@ -22,22 +22,26 @@ func (s *State) Announce(held func(cluster.DeviceID) bool, now time.Time,
 	r, started := s.regroup(), map[cluster.DeviceID]int{}
 	ready := map[cluster.DeviceID]bool{}
 	for _, d := range s.sortedDevices() {
-		ready[d.ID] = s.clusterDevice(d).Up && !d.Removing && d.Incarnation != 0 && !held(d.ID)
+		ready[d.ID] = s.clusterDevice(d).Up && d.Incarnation != 0 && !held(d.ID)
 	}
+	moving := s.moving()
 	for _, number := range s.used() {
 		s.each(number, func(id cluster.PGID, p *placed) {
 			g := p.record
 			if g.Target != 0 || !slices.ContainsFunc(s.judge(g), func(h health) bool { return h.up }) {
 				return // busy, or nothing to copy from
 			}
-			for _, device := range g.Replicas {
-				if ready[device] && !slices.Contains(g.InSync, device) {
-					next := r.edit(id)
-					next.Target, next.TargetEpoch = device, next.Epoch
-					next.TargetInc = s.devices[device].Incarnation
-					started[device]++
-					return
-				}
+			device, isMove := s.nextTarget(g, s.sets[number].Replicas, ready, moving)
+			if device == 0 {
+				return
+			}
+			next := r.edit(id)
+			next.Target, next.TargetEpoch = device, next.Epoch
+			next.TargetInc = s.devices[device].Incarnation
+			if isMove {
+				moving[device]++
+			} else {
+				started[device]++
 			}
 		})
 	}
@@ -198,7 +202,8 @@ func (s *State) newerGeneration(set uint32, version uint64) bool {
 func (r *regroup) join(id cluster.PGID, device cluster.DeviceID, inc cluster.Incarnation) {
 	r.giveUp(id)
 	g := r.edit(id)
-	rank := func(x cluster.DeviceID) int { return slices.Index(g.Replicas, x) }
+	order := slices.Concat(g.Replicas, g.Want)
+	rank := func(x cluster.DeviceID) int { return slices.Index(order, x) }
 	at := 0
 	for at < len(g.InSync) && rank(g.InSync[at]) < rank(device) {
 		at++
@@ -237,7 +242,15 @@ func (s *State) Reach(id cluster.DeviceID) (addr, server string, up bool) {
 func (s *State) MayLeave(id cluster.PGID, device cluster.DeviceID, clean func(cluster.VolumeID) bool,
 ) (ok bool, why string) {
 	g := s.record(id)
-	if g == nil || !slices.Contains(g.InSync, device) {
+	if g == nil {
+		return true, ""
+	}
+	return s.mayLeave(id, g, device, clean)
+}
+
+func (s *State) mayLeave(id cluster.PGID, g *group, device cluster.DeviceID, clean func(cluster.VolumeID) bool,
+) (ok bool, why string) {
+	if !slices.Contains(g.InSync, device) {
 		return true, ""
 	}
 	if len(g.InSync) == 1 {

@@ -71,8 +71,12 @@ func (s *State) Register(r ServerReport, lease uint64, now time.Time) (*Tx, Regi
 		return nil, Registered{}, err
 	}
 	known := s.servers[r.Name]
-	tx.put(serverKey(r.Name), Server{Name: r.Name, Addr: r.Addr, FaultSet: faultSet(r),
-		Version: r.Version, LeaseID: lease, Up: true, Since: tx.now})
+	server := Server{Name: r.Name, Addr: r.Addr, FaultSet: faultSet(r),
+		Version: r.Version, LeaseID: lease, Up: true, Since: tx.now}
+	if known != nil {
+		server.Maintenance = known.Maintenance
+	}
+	tx.put(serverKey(r.Name), server)
 	if known == nil {
 		tx.event(Info, "server-joined", r.Name, "server %s at %s joined, fault set %s, %d devices",
 			r.Name, r.Addr, faultSet(r), len(r.Devices))
@@ -193,6 +197,12 @@ func (d *Device) take(server string, r DeviceReport) {
 func (s *State) deviceChanged(tx *Tx, old, d *Device) {
 	if *old == *d {
 		return
+	}
+	switch {
+	case d.Failed == "":
+		d.FailedAt = time.Time{}
+	case old.Failed == "":
+		d.FailedAt = tx.now
 	}
 	switch {
 	case d.Failed != "" && old.Failed == "":
@@ -326,11 +336,7 @@ func (s *State) RemoveDevice(id cluster.DeviceID, force bool, now time.Time) (*T
 			"takes it out at once and leaves these groups with one copy less", id, deviceName(d), member)
 	}
 	groups.put(tx)
-	tx.remove(deviceKey(id))
-	if server := s.servers[d.Server]; server != nil && !server.Up && s.devicesOf(d.Server) == 1 {
-		tx.remove(serverKey(d.Server)) // nothing is left to wait for
-	}
-	tx.put(retiredKey(d.UUID), map[string]any{"device": id, "path": d.Path, "removed": tx.now})
+	s.retireDevice(tx, d)
 	tx.event(Warning, "device-removed", deviceName(d), "device %d, %s on server %s, was removed; it "+
 		"left %d groups", id, d.Path, d.Server, member)
 	return tx, nil

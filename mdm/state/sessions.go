@@ -4,6 +4,7 @@ package state
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -137,7 +138,7 @@ func (s *State) Before(v *Volume, p Progress) Before {
 		b.Resume = b.Resume && any
 		if adopted < uint64(at.version) {
 			for _, device := range at.record.Out {
-				fence[device] = s.devices[device] != nil
+				fence[device] = true
 			}
 		}
 	})
@@ -145,9 +146,11 @@ func (s *State) Before(v *Volume, p Progress) Before {
 		if sound[d.ID] {
 			b.Sources = append(b.Sources, Source{d.ID, d.Incarnation})
 		}
-		if fence[d.ID] && !s.Policy.Off.Has(rules.AttachFencesAll) {
-			b.Fence = append(b.Fence, d.ID)
-		}
+	}
+	// Also devices that are no longer in the cluster: such a one cannot be fenced, so
+	// the attach waits.
+	if !s.Policy.Off.Has(rules.AttachFencesAll) {
+		b.Fence = slices.Sorted(maps.Keys(fence))
 	}
 	b.Broken = slices.DeleteFunc(b.Broken, func(x BrokenCopy) bool { return !sound[x.Device] })
 	if s.Policy.Off.Has(rules.ZombieReads) {

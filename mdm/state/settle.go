@@ -72,9 +72,11 @@ func (s *State) Settle(now time.Time) *Tx {
 		s.each(number, func(id cluster.PGID, _ *placed) {
 			r.settleTarget(id, &t)
 			r.settleCopies(id, &t)
+			r.retire(id, &t)
 		})
 	}
 	tx := s.Begin(now)
+	s.depart(r, tx)
 	r.put(tx)
 	t.events(s, tx)
 	return tx
@@ -156,6 +158,7 @@ type tally struct {
 	out     map[cluster.DeviceID]int // groups that each device left
 	aborted map[cluster.DeviceID]int // runs that each device had as a target
 	lost    int                      // groups whose copies were all broken
+	moved   int                      // groups that have reached where they were to lie
 }
 
 func (t *tally) events(s *State, tx *Tx) {
@@ -166,6 +169,9 @@ func (t *tally) events(s *State, tx *Tx) {
 	for _, id := range slices.Sorted(maps.Keys(t.aborted)) {
 		tx.event(Warning, "resync-stopped", s.deviceName(id), "device %d (%s) is no longer brought in sync "+
 			"in %d groups: %s", id, s.deviceName(id), t.aborted[id], s.ails(id))
+	}
+	if t.moved > 0 {
+		tx.event(Info, "moved", "", "%s moved", thereAre(t.moved, "%d group has", "%d groups have"))
 	}
 	if t.lost > 0 {
 		tx.event(Error, "caches-lost", "", "all copies of %d groups restarted without their caches: every "+

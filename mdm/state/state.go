@@ -36,6 +36,7 @@ type State struct {
 	sessions map[cluster.VolumeID]*Session
 	removed  map[cluster.VolumeID]*Tombstone
 	sets     map[uint32]*cluster.PGSet
+	settings *Settings // nil: the defaults
 	pages    map[uint32]map[int][]placed
 	events   []Event // oldest first
 
@@ -115,6 +116,8 @@ func (s *State) apply(c Change) error {
 		return s.applyIdentity(c)
 	case countersKey:
 		return json.Unmarshal(c.Value, &s.counters)
+	case settingsKey:
+		return s.applySettings(c)
 	case memberPrefix:
 		return applyRecord(s.members, name, c.Value)
 	case eventPrefix:
