@@ -58,6 +58,22 @@ const (
 	OpTags
 	// OpDrop removes every chunk of Volume and its generation (the volume was deleted).
 	OpDrop
+	// OpRepair puts back what rotted in the range: Data with Sums, from another copy.
+	// The store reads its own blocks; one that does not match its stored checksum is
+	// written if the one in Sums does. Nothing else changes, so that it needs no
+	// session, lock or epoch: only bytes that belong there can be written. Value
+	// returns how many blocks were. StatusRot: some have other checksums here, or
+	// lost theirs; an ordinary OpWrite of them mends that, or of the whole chunk
+	// where its page is lost. No Gen.
+	OpRepair
+	// OpScrub reads the next piece of the device from position Value (0: a new pass
+	// begins) and verifies it: metadata, or a stored chunk. Value returns the next
+	// position, 0 at the end of the pass; Length the bytes that were read. Of a chunk
+	// Volume, Layer, Chunk are set and Table is filled, with Rot for blocks that do not
+	// match; otherwise Hole is true. StatusRot: the chunk's page is lost; StatusIO:
+	// the device does not return all of it. Metadata is mended by the store itself.
+	// Data is room for a chunk. No Gen.
+	OpScrub
 	// OpStop drains, makes everything durable and marks the device clean. Nothing
 	// but reads of counters is possible after its reply.
 	OpStop
@@ -92,7 +108,7 @@ type Request struct {
 	Status  transport.Status    // result
 	Regions []Region            // result of OpALList, appended
 	Chunks  []ChunkTag          // result of OpTags, appended
-	Table   *transport.SumTable // OpSums: the caller's, filled
+	Table   *transport.SumTable // OpSums, OpScrub: the caller's, filled
 
 	Ctx any // the caller's own
 
@@ -169,6 +185,7 @@ type IO struct {
 	index uint32
 	page  uint32
 	slot  uint32
+	seq   uint64
 }
 
 // EffectKind says what the shell has to do.
@@ -231,5 +248,8 @@ type Stats struct {
 	FoldPages, HeaderPages, PageReads    uint64 // 4 KiB page writes, header page writes, page reads
 	ALAdds, ALRemoves, ALRelogs          uint64
 	Verified, Torn, Rot, Errors          uint64 // chunks verified after a crash; blocks
+	ScrubPasses, ScrubChunks, ScrubBytes uint64 // passes that ended, chunks looked at
+	Mended                               uint64 // blocks that OpRepair has written
+	MetaRot, MetaMended                  uint64 // metadata pages that a scrub found damaged; mended
 	HeaderRebuilds                       uint64 // header pages rebuilt from chunk pages at the start
 }

@@ -28,7 +28,7 @@ func (c *Core) stepChange(r *Request) {
 	if r.stage == stageSpace && !c.admitChange(r) {
 		return
 	}
-	if r.stage == stageReady && c.ready(r) && c.proven(r) {
+	if r.stage == stageReady && c.ready(r) && c.proven(r) && c.unmended(r) {
 		r.stage = stageIO
 		c.cache.at(r.page).flying.or(r.span())
 		data := r.Data

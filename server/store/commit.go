@@ -370,6 +370,10 @@ func (c *Core) committed() {
 	cs.stage = commitIdle
 	c.stats.Commits++
 	c.log.durableTail = cs.tail
+	if c.log.passing > 0 && cs.tail >= c.log.passTo {
+		c.stats.MetaMended += c.log.passing
+		c.log.passing = 0
+	}
 	for k, v := range cs.vols {
 		v.durable = max(v.durable, cs.gens[k])
 	}

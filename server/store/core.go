@@ -36,6 +36,8 @@ type Core struct {
 	drops    dropState
 	stop     stopState
 	discards discardState
+	mend     mendState
+	rewrite  rewriteState
 
 	// dirty is the queue of changed pages that no record covers yet; dirtyCost the
 	// log bytes they take; reserved what admitted changes may still add to it.
@@ -134,6 +136,9 @@ const (
 	ownLoad
 	ownVerify
 	ownDiscard
+	ownMend
+	ownScrub
+	ownRewrite
 	ownStop
 )
 
@@ -159,6 +164,8 @@ func (c *Core) Submit(r *Request) {
 		c.fence(r)
 	case OpDrop:
 		c.dropVolume(r)
+	case OpScrub, OpRepair:
+		c.step(r)
 	case OpStop:
 		c.stop.stage, c.stop.req = stopDrain, r
 	default:
@@ -174,18 +181,18 @@ func (c *Core) Submit(r *Request) {
 func (r *Request) valid() bool {
 	const b = cluster.BlockSize
 	switch r.Op {
-	case OpRead, OpWrite, OpTrim, OpZero:
+	case OpRead, OpWrite, OpTrim, OpZero, OpRepair:
 		if r.Length == 0 || r.Offset%b != 0 || r.Length%b != 0 ||
 			uint64(r.Offset)+uint64(r.Length) > cluster.ChunkSize {
 			return false
 		}
-		if r.Op == OpRead || r.Op == OpWrite {
+		if r.Op == OpRead || r.Op == OpWrite || r.Op == OpRepair {
 			return len(r.Data) == int(r.Length) && len(r.Sums) >= int(r.Length)/b*8
 		}
 		return true
 	case OpBitmap:
 		return len(r.Data) >= blocks/8
-	case OpSums:
+	case OpSums, OpScrub:
 		return len(r.Data) >= cluster.ChunkSize && r.Table != nil
 	}
 	return r.Op <= OpStop
@@ -224,6 +231,10 @@ func (c *Core) step(r *Request) {
 		c.listRegions(r)
 	case OpTags:
 		c.listTags(r)
+	case OpRepair:
+		c.stepRepair(r)
+	case OpScrub:
+		c.stepScrub(r)
 	}
 }
 
@@ -267,6 +278,12 @@ func (c *Core) IODone(io *IO, err error) {
 		c.verifyRead(err)
 	case ownDiscard:
 		c.discardDone(io)
+	case ownMend:
+		c.mendIODone(err)
+	case ownScrub:
+		c.scrubIODone(io.req, err)
+	case ownRewrite:
+		c.rewriteDone(err)
 	case ownStop:
 		c.stopIODone(err)
 	}
@@ -287,6 +304,7 @@ func (c *Core) pump() {
 		moved = c.pumpCommit() || moved
 		c.pumpLoads()
 		c.pumpVerify()
+		c.pumpRewrite()
 	}
 }
 
@@ -344,6 +362,8 @@ func (c *Core) fail(err error) {
 	all.join(&c.log.unproven)
 	all.join(&c.log.unacked)
 	all.join(&c.commit.drops)
+	all.join(&c.mend.queue)
+	all.join(&c.mend.wait)
 	if c.stop.req != nil {
 		all.push(c.stop.req)
 		c.stop.req = nil

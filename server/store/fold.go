@@ -55,10 +55,10 @@ func (f *foldState) init() {
 // foldNeeded reports pressure: the ring is half full, pages that cannot be
 // evicted fill most of the cache, or the device is idle.
 func (c *Core) foldNeeded() bool {
-	if c.cache.unfolded == 0 {
+	if c.cache.unfolded == 0 || c.rewrite.isBusy {
 		return false
 	}
-	return c.idle || c.log.used() > int(c.lay.ringPages)/2 ||
+	return c.idle || c.log.durableTail < c.log.passTo || c.log.used() > int(c.lay.ringPages)/2 ||
 		c.unfoldable() > c.unfoldedLimit()*3/4 || c.spaceQ.head != nil && !c.roomFor(0)
 }
 

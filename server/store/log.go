@@ -19,6 +19,8 @@ type logState struct {
 	unproven    reqQueue // writes that wait for it
 	unacked     reqQueue // flushes and FUA that wait for it
 	isOpen      bool     // the newest group's acks wait for it
+	passTo      uint64   // the tail has to get here soon: a page before it is damaged
+	passing     uint64   // how many are
 	noted       []*volume
 	dropped     []*volume
 	fences      reqQueue // wait for a commit that notes their volume
@@ -89,6 +91,8 @@ func (c *Core) wantsTail() bool {
 	switch {
 	case gain <= 0:
 		return false
+	case c.log.tail < c.log.passTo:
+		return true
 	case c.isRingLow() || c.spaceQ.head != nil && !c.roomFor(0):
 		return true
 	case c.log.used() > ring/2:

@@ -8,7 +8,9 @@ import (
 	"runtime"
 	"testing"
 
+	"braid/cluster"
 	"braid/cluster/rules"
+	"braid/transport"
 )
 
 var (
@@ -45,7 +47,25 @@ func runSeed(t *testing.T, seed int) {
 	case 3:
 		cfg.PageCache = slabPages
 	}
-	m := newModel(t, uint64(seed), p, cfg)
+	runModel(t, newModel(t, uint64(seed), p, cfg))
+}
+
+// Goal: a scrubber that reads while everything else goes on takes nothing healthy
+// for rotten, and disturbs nothing.
+func TestModelScrub(t *testing.T) {
+	for seed := range 4 {
+		p := profiles()[seed]
+		p.every *= 4
+		m := newModel(t, uint64(seed), p, Config{LocalResolve: true, Discard: true, PageCache: slabPages})
+		m.scrub = &Request{Op: OpScrub, Data: alignedBytes(cluster.ChunkSize), Table: &transport.SumTable{}}
+		runModel(t, m)
+		if s := m.rig.core.Stats(); m.scrubs < 100 {
+			t.Errorf("%d pieces, %+v", m.scrubs, s)
+		}
+	}
+}
+
+func runModel(t *testing.T, m *model) {
 	m.run()
 	m.drain()
 	m.recovered(m.rig, false, nil)

@@ -88,6 +88,9 @@ type model struct {
 	seen    map[string]int
 	ticks   int
 	torn    map[modelKey]bool
+	scrub   *Request            // a pass that goes on all the time, if set
+	scrubs  int                 // pieces that have ended
+	asked   int                 // and that were begun
 	used    map[modelKey]uint32 // by chunk: blocks that were ever touched
 	profile
 }
@@ -245,6 +248,10 @@ func (m *model) take() {
 	m.rig.replies = nil
 	for _, r := range rs {
 		op := m.ops[r]
+		if r == m.scrub {
+			m.scrubbed()
+			continue
+		}
 		if op == nil { // it is rig.do's
 			m.rig.replies = append(m.rig.replies, r)
 			continue
@@ -425,6 +432,7 @@ func (m *model) crash() {
 	m.crashes++
 	m.rig.reopen(m.cfg)
 	m.ops = map[*Request]*modelOp{}
+	m.scrubs = m.asked
 	for _, v := range m.vols {
 		v.out, v.flushing = map[uint64]int{}, false
 	}
@@ -433,6 +441,18 @@ func (m *model) crash() {
 	m.recovered(m.rig, true, nil)
 	m.rig.each = each
 	m.audit()
+}
+
+// scrubbed looks at a piece of a pass and asks for the next one.
+func (m *model) scrubbed() {
+	r := m.scrub
+	if r.Status != transport.StatusOK || !r.Hole && r.Table.Rot != (transport.Bitmap{}) {
+		m.t.Fatalf("scrub of chunk %d: status %d, rot %x", r.Chunk, r.Status, r.Table.Rot)
+	}
+	if s := m.rig.core.Stats(); s.MetaRot != 0 {
+		m.t.Fatalf("scrub: %d pages of healthy metadata were called damaged (position %d)", s.MetaRot, r.Value)
+	}
+	m.scrubs++
 }
 
 func (m *model) quiesce() {
@@ -496,6 +516,10 @@ func (m *model) run() {
 			m.quiesce()
 		case k < 915+m.losses:
 			m.crash()
+		}
+		if m.scrub != nil && m.rnd.IntN(4) == 0 && m.scrubs == m.asked {
+			m.asked++
+			m.rig.core.Submit(m.scrub)
 		}
 		m.rig.collect()
 		for n := m.rnd.IntN(5); n > 0 && len(m.rig.pending) > 0; n-- {

@@ -14,41 +14,8 @@ import (
 // stepRead carries a read or a bitmap query on. Absent blocks are filled with
 // zeroes; what the device holds there never shows.
 func (c *Core) stepRead(r *Request) {
-	key := r.key()
-	slot, ok := c.slots.find(&key)
+	p, slot, ok := c.readable(r)
 	if !ok {
-		c.endHole(r)
-		return
-	}
-	in := &c.slots.info[slot]
-	if r.page == 0 {
-		if r.page = c.pageOf(slot); r.page == 0 {
-			c.awaitCache(r)
-			return
-		}
-		c.pin(r.page)
-	} else if c.cache.at(r.page).slot != slot { // freed and stored anew meanwhile
-		c.unpin(r.page)
-		r.page = 0
-		c.stepRead(r)
-		return
-	}
-	p := c.cache.at(r.page)
-	switch p.state {
-	case pageReady:
-	case pageBroken:
-		st := p.fault
-		c.unpin(r.page)
-		c.reply(r, st)
-		return
-	default:
-		c.wantLoad(r.page)
-		c.cache.wait[r.page].push(r)
-		return
-	}
-	if in.al != 0 && c.al.ent[in.al].marks&MarkVerify != 0 {
-		c.wantVerify(in.al)
-		c.al.wait[in.al].push(r)
 		return
 	}
 	if r.Op == OpBitmap {
@@ -64,6 +31,48 @@ func (c *Core) stepRead(r *Request) {
 		return
 	}
 	c.readBlocks(r, p, slot)
+}
+
+// readable returns the page of the request's chunk, pinned and ready, and its
+// slot. It reports false when the request waits or was answered: nothing is
+// stored, or the chunk's metadata cannot be had.
+func (c *Core) readable(r *Request) (*page, uint32, bool) {
+	key := r.key()
+	slot, ok := c.slots.find(&key)
+	if ok && r.page != 0 && c.cache.at(r.page).slot != slot { // freed and stored anew meanwhile
+		c.unpin(r.page)
+		r.page = 0
+	}
+	if !ok {
+		c.endHole(r)
+		return nil, 0, false
+	}
+	if r.page == 0 {
+		if r.page = c.pageOf(slot); r.page == 0 {
+			c.awaitCache(r)
+			return nil, 0, false
+		}
+		c.pin(r.page)
+	}
+	p := c.cache.at(r.page)
+	switch p.state {
+	case pageReady:
+	case pageBroken:
+		st := p.fault
+		c.unpin(r.page)
+		c.reply(r, st)
+		return nil, 0, false
+	default:
+		c.wantLoad(r.page)
+		c.cache.wait[r.page].push(r)
+		return nil, 0, false
+	}
+	if e := c.slots.info[slot].al; e != 0 && c.al.ent[e].marks&MarkVerify != 0 {
+		c.wantVerify(e)
+		c.al.wait[e].push(r)
+		return nil, 0, false
+	}
+	return p, slot, true
 }
 
 // readBlocks hands out the stored checksums and reads from the first present

@@ -35,7 +35,7 @@ func (c *Core) pumpStop() bool {
 	case stopDrain:
 		c.idle = false
 		if c.active > 1 || c.verify.stage != verifyIdle || c.fold.stage != foldIdle ||
-			c.commit.stage != commitIdle || len(c.discards.free) < maxDiscards {
+			c.commit.stage != commitIdle || len(c.discards.free) < maxDiscards || c.rewrite.isBusy {
 			return false
 		}
 		c.retire(cap(c.al.removed))
