@@ -74,6 +74,9 @@ type device struct {
 	conns     map[*conn]struct{}
 	lastConn  gate.ConnID
 	dropped   map[cluster.VolumeID]bool // deleted volumes; true: nothing is left of them
+	member    map[uint32][]bool         // by set and group, as of the last look at what to vacate
+	vacated   uint64                    // map version of which nothing is left to vacate
+	vacating  bool
 	watch     loop.Timer
 	idle      loop.Timer
 	lastOps   uint64 // diskOps at the last idle tick

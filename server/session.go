@@ -72,6 +72,7 @@ func (d *device) gateMoved() {
 	for _, volume := range d.gate.Raised() {
 		d.dirtyRegions(volume)
 	}
+	d.vacate()
 }
 
 // keepRegions has the activity-log entries of groups in which this device is not

@@ -74,6 +74,11 @@ const (
 	// the device does not return all of it. Metadata is mended by the store itself.
 	// Data is room for a chunk. No Gen.
 	OpScrub
+	// OpVacate removes every chunk that Gone picks, whatever its volume, and ends
+	// their activity-log entries once that is durable: the device holds no copy of
+	// their groups any more. Value is the number of chunks. Gone is asked chunk by
+	// chunk, at the moment when each would go.
+	OpVacate
 	// OpStop drains, makes everything durable and marks the device clean. Nothing
 	// but reads of counters is possible after its reply.
 	OpStop
@@ -109,6 +114,8 @@ type Request struct {
 	Regions []Region            // result of OpALList, appended
 	Chunks  []ChunkTag          // result of OpTags, appended
 	Table   *transport.SumTable // OpSums, OpScrub: the caller's, filled
+
+	Gone func(id cluster.VolumeID, chunk uint64) bool // OpVacate
 
 	Ctx any // the caller's own
 

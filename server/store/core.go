@@ -166,6 +166,8 @@ func (c *Core) Submit(r *Request) {
 		c.dropVolume(r)
 	case OpScrub, OpRepair:
 		c.step(r)
+	case OpVacate:
+		c.drops.queue.push(r)
 	case OpStop:
 		c.stop.stage, c.stop.req = stopDrain, r
 	default:
@@ -192,6 +194,8 @@ func (r *Request) valid() bool {
 		return true
 	case OpBitmap:
 		return len(r.Data) >= blocks/8
+	case OpVacate:
+		return r.Gone != nil
 	case OpSums, OpScrub:
 		return len(r.Data) >= cluster.ChunkSize && r.Table != nil
 	}

@@ -58,7 +58,8 @@ func (c *Core) listTags(r *Request) {
 	c.reply(r, transport.StatusOK)
 }
 
-// dropState removes deleted volumes, one after another, a few chunks at a time.
+// dropState removes deleted volumes and what is vacated, one after another, a few
+// chunks at a time.
 type dropState struct {
 	queue   reqQueue
 	cursor  uint32
@@ -90,13 +91,13 @@ func (c *Core) pumpDrops() bool {
 		return false
 	}
 	v := c.volumes[r.Volume]
-	if v.inflight[0]+v.inflight[1] != 0 || v.fencing.head != nil || v.isNoted {
+	if r.Op == OpDrop && (v.inflight[0]+v.inflight[1] != 0 || v.fencing.head != nil || v.isNoted) {
 		return false
 	}
 	d.isStuck = false
 	for n := 0; d.cursor < c.lay.slots; d.cursor++ {
 		in := &c.slots.info[d.cursor]
-		if in.state != stateUsed || in.key.volume != uint64(r.Volume) {
+		if in.state != stateUsed || !r.drops(&in.key) {
 			continue
 		}
 		if n == dropBatch {
@@ -107,12 +108,37 @@ func (c *Core) pumpDrops() bool {
 			return n > 0
 		}
 		n++
+		r.Value++
 	}
 	d.queue.pop()
 	d.cursor = 0
+	if r.Op == OpVacate {
+		c.flushQ.push(r)
+		return true
+	}
 	c.log.dropped = append(c.log.dropped, v)
 	c.log.drops.push(r)
 	return true
+}
+
+// drops reports whether the chunk is one of those to remove.
+func (r *Request) drops(k *chunkKey) bool {
+	if r.Op == OpVacate {
+		return r.Gone(cluster.VolumeID(k.volume), k.chunk)
+	}
+	return k.volume == uint64(r.Volume)
+}
+
+// vacated ends the activity-log entries of chunks that are durably gone: what is
+// not there differs from no copy of the group.
+func (c *Core) vacated(r *Request) {
+	for i := range c.al.ent {
+		e := &c.al.ent[i]
+		if e.state != alFree && e.slot == 0 && e.freeing == 0 && r.Gone(volumeOf(e), e.key.chunk) {
+			c.al.mark(uint32(i), 0)
+			e.unlog = true
+		}
+	}
 }
 
 // dropChunk frees a chunk unread.

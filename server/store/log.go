@@ -264,6 +264,9 @@ func (c *Core) finishFlush(r *Request) {
 			}
 		}
 	}
+	if r.Op == OpVacate {
+		c.vacated(r)
+	}
 	c.reply(r, transport.StatusOK)
 }
 
