@@ -162,6 +162,9 @@ func gone(err error) bool {
 func (l *leader) tend(ctx context.Context) error {
 	var revision int64
 	l.store.read(func(st *state.State) { revision = st.Revision })
+	if err := l.place(ctx); err != nil {
+		return err
+	}
 	if !l.care.due(revision, l.now()) {
 		return nil
 	}

@@ -25,6 +25,7 @@ type leader struct {
 	now    func() time.Time
 	leases *leases
 	care   *care
+	mover  mover
 	end    context.CancelFunc // ends the term
 	log    *slog.Logger
 

@@ -130,6 +130,7 @@ func TestCommands(t *testing.T) {
 	}
 	b.expect("sds list", 0, "sds2", "127.0.0.1:9201", "10%")
 	b.expect("device list", 0, "/dev/sdx", "10G")
+	b.expect("device remove 3 --dry-run", 0, "nothing would move")
 	b.expect("device remove 3", 0, "device 3 removed")
 	b.json("events --limit 2", &list)
 	if len(list) != 2 || list[1]["kind"] != "device-removed" {
@@ -169,7 +170,11 @@ func TestErrors(t *testing.T) {
 		{"volume delete", 2, []string{"which volume"}},
 		{"device remove x", 2, []string{"device list"}},
 		{"device remove 9", 1, []string{"device list"}},
-		{"device remove 1", 1, []string{"--force"}},
+		{"device remove 1", 1, []string{"2 copies", "1 fault set", "add servers"}},
+		{"sds remove sds9", 1, []string{"no device"}},
+		{"sds maintenance enter sds9", 1, []string{"sds9", "scli sds list"}},
+		{"rebalance grace soon", 2, []string{"90s"}},
+		{"rebalance plan --without 1", 1, []string{"add servers"}},
 		{"status -o yaml", 2, []string{"yaml", "json"}},
 		{"status extra", 2, []string{"extra"}},
 		{"status --mdm nonsense", 2, []string{"nonsense", "HOST:PORT"}},
@@ -177,6 +182,19 @@ func TestErrors(t *testing.T) {
 	} {
 		b.expect(c.line, c.code, c.words...)
 	}
+	b.expect("rebalance status", 0, "balanced", "1m0s")
+	b.expect("rebalance grace 10m", 0, "10m0s")
+	b.expect("rebalance pause", 0, "balanced")
+	b.expect("rebalance plan", 0, "nothing would move")
+	b.expect("sds maintenance enter sds1", 0, "sds1 is in maintenance")
+	b.expect("rebalance status", 0, "maintenance", "sds1")
+	b.expect("sds maintenance exit sds1", 0, "no longer")
+	var now map[string]any
+	b.json("rebalance status", &now)
+	if now["state"] != "balanced" || now["paused"] != true || now["grace_ms"] != 600000.0 {
+		t.Errorf("rebalance status: %v", now)
+	}
+	b.expect("rebalance resume", 0, "balanced")
 	for _, line := range []string{"", "--help", "volume", "volume create --help", "sds", "device",
 		"--version"} {
 		b.expect(line, 0)

@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -148,7 +147,7 @@ func (a *app) sdsCommand() *cobra.Command {
 			})
 		},
 	}
-	return group("sds", "Show the data servers", list)
+	return group("sds", "Show, remove and maintain data servers", list, a.sdsRemoveCommand(), a.maintenanceCommand())
 }
 
 func upDown(up bool) string {
@@ -189,34 +188,23 @@ func (a *app) deviceCommand() *cobra.Command {
 			})
 		},
 	}
-	var force bool
-	remove := &cobra.Command{
-		Use:   "remove ID",
-		Short: "Take a device out of the cluster for good",
-		Long: `Take a device out of the cluster for good. ID is the number that ` + "`scli device list`" + `
-shows. A device that holds copies is refused unless --force is given: then they
-are given up at once, and their groups go on with one copy less. A device that
-holds the only copy of something is always refused.`,
-		Args: named("device"),
-		RunE: func(c *cobra.Command, args []string) error {
-			id, err := strconv.ParseUint(args[0], 10, 32)
-			if err != nil || id == 0 {
-				return wrong("device remove %s: give the number that `scli device list` shows", args[0])
+	return group("device", "Show and remove devices", list, a.deviceRemoveCommand())
+}
+
+func (a *app) removeAtOnce(ctx context.Context, mdm *client.Client, ids []uint32) error {
+	for _, id := range ids {
+		if err := mdm.RemoveDevice(ctx, cluster.DeviceID(id), true); err != nil {
+			return err
+		}
+		if a.json() {
+			if err := a.printJSON(map[string]any{"id": id, "state": "removed"}); err != nil {
+				return err
 			}
-			return a.ask(c, func(ctx context.Context, mdm *client.Client) error {
-				if err := mdm.RemoveDevice(ctx, cluster.DeviceID(id), force); err != nil {
-					return err
-				}
-				if a.json() {
-					return a.printJSON(map[string]any{"id": id, "state": "removed"})
-				}
-				fmt.Fprintf(a.out, "device %d removed\n", id)
-				return nil
-			})
-		},
+			continue
+		}
+		fmt.Fprintf(a.out, "device %d removed\n", id)
 	}
-	remove.Flags().BoolVar(&force, "force", false, "give up the copies that it holds")
-	return group("device", "Show and remove devices", list, remove)
+	return nil
 }
 
 func (a *app) showDevices(found []*pb.Device) error {

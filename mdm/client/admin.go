@@ -68,6 +68,34 @@ func (c *Client) RemoveDevice(ctx context.Context, id cluster.DeviceID, force bo
 	return unlessGone(err)
 }
 
+// PlanMoves tells what would move if these devices were removed; none: what would
+// move as things are.
+func (c *Client) PlanMoves(ctx context.Context, without ...uint32) (*pb.MovePlan, error) {
+	return call(ctx, c, "plan moves", &pb.PlanMovesRequest{Without: without}, pbconnect.MdmClient.PlanMoves)
+}
+
+// Evacuate empties devices, which are then removed, or takes that back.
+func (c *Client) Evacuate(ctx context.Context, r *pb.EvacuateRequest) (*pb.MovePlan, error) {
+	return call(ctx, c, "remove devices", r, pbconnect.MdmClient.Evacuate)
+}
+
+// Moves tells what is still to move.
+func (c *Client) Moves(ctx context.Context) (*pb.MovesResponse, error) {
+	return call(ctx, c, "ask what moves", &pb.MovesRequest{}, pbconnect.MdmClient.Moves)
+}
+
+// SetMoves pauses or resumes moves, or sets the grace time.
+func (c *Client) SetMoves(ctx context.Context, r *pb.SetMovesRequest) (*pb.MovesResponse, error) {
+	return call(ctx, c, "set how data moves", r, pbconnect.MdmClient.SetMoves)
+}
+
+// Maintain begins or ends a server's maintenance.
+func (c *Client) Maintain(ctx context.Context, server string, enter bool) error {
+	_, err := call(ctx, c, "maintenance of "+server, &pb.MaintainRequest{Server: server, Enter: enter},
+		pbconnect.MdmClient.Maintain)
+	return err
+}
+
 // unlessGone takes "not found" for success where an earlier try of the same
 // call may have done the work.
 func unlessGone(err error) error {

@@ -3108,6 +3108,564 @@ func (*RemoveDeviceResponse) Descriptor() ([]byte, []int) {
 	return file_mdm_proto_rawDescGZIP(), []int{45}
 }
 
+// Moves of data between devices: what would move, what is moving, and who is to
+// be emptied.
+type Fill struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Device        uint32                 `protobuf:"varint,1,opt,name=device,proto3" json:"device,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`  // SERVER:PATH
+	Size          uint64                 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"` // bytes, as the others
+	Used          uint64                 `protobuf:"varint,4,opt,name=used,proto3" json:"used,omitempty"`
+	After         uint64                 `protobuf:"varint,5,opt,name=after,proto3" json:"after,omitempty"` // when the plan is done
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fill) Reset() {
+	*x = Fill{}
+	mi := &file_mdm_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fill) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fill) ProtoMessage() {}
+
+func (x *Fill) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fill.ProtoReflect.Descriptor instead.
+func (*Fill) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *Fill) GetDevice() uint32 {
+	if x != nil {
+		return x.Device
+	}
+	return 0
+}
+
+func (x *Fill) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Fill) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Fill) GetUsed() uint64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *Fill) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+type MovePlan struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Groups        uint32                 `protobuf:"varint,1,opt,name=groups,proto3" json:"groups,omitempty"`   // that get other devices
+	Copies        uint32                 `protobuf:"varint,2,opt,name=copies,proto3" json:"copies,omitempty"`   // that are made
+	Least         uint32                 `protobuf:"varint,3,opt,name=least,proto3" json:"least,omitempty"`     // copies that any plan with this outcome has to make
+	Rebuilt       uint32                 `protobuf:"varint,4,opt,name=rebuilt,proto3" json:"rebuilt,omitempty"` // of copies: those whose old place is lost
+	Bytes         uint64                 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`     // to be copied, estimated
+	Fill          []*Fill                `protobuf:"bytes,6,rep,name=fill,proto3" json:"fill,omitempty"`
+	Warnings      []string               `protobuf:"bytes,7,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MovePlan) Reset() {
+	*x = MovePlan{}
+	mi := &file_mdm_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MovePlan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MovePlan) ProtoMessage() {}
+
+func (x *MovePlan) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MovePlan.ProtoReflect.Descriptor instead.
+func (*MovePlan) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *MovePlan) GetGroups() uint32 {
+	if x != nil {
+		return x.Groups
+	}
+	return 0
+}
+
+func (x *MovePlan) GetCopies() uint32 {
+	if x != nil {
+		return x.Copies
+	}
+	return 0
+}
+
+func (x *MovePlan) GetLeast() uint32 {
+	if x != nil {
+		return x.Least
+	}
+	return 0
+}
+
+func (x *MovePlan) GetRebuilt() uint32 {
+	if x != nil {
+		return x.Rebuilt
+	}
+	return 0
+}
+
+func (x *MovePlan) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *MovePlan) GetFill() []*Fill {
+	if x != nil {
+		return x.Fill
+	}
+	return nil
+}
+
+func (x *MovePlan) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+type PlanMovesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Without       []uint32               `protobuf:"varint,1,rep,packed,name=without,proto3" json:"without,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanMovesRequest) Reset() {
+	*x = PlanMovesRequest{}
+	mi := &file_mdm_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanMovesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanMovesRequest) ProtoMessage() {}
+
+func (x *PlanMovesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanMovesRequest.ProtoReflect.Descriptor instead.
+func (*PlanMovesRequest) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *PlanMovesRequest) GetWithout() []uint32 {
+	if x != nil {
+		return x.Without
+	}
+	return nil
+}
+
+type EvacuateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Devices       []uint32               `protobuf:"varint,1,rep,packed,name=devices,proto3" json:"devices,omitempty"`
+	Server        string                 `protobuf:"bytes,2,opt,name=server,proto3" json:"server,omitempty"`  // or all devices of this server
+	Cancel        bool                   `protobuf:"varint,3,opt,name=cancel,proto3" json:"cancel,omitempty"` // they stay after all
+	DryRun        bool                   `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EvacuateRequest) Reset() {
+	*x = EvacuateRequest{}
+	mi := &file_mdm_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EvacuateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EvacuateRequest) ProtoMessage() {}
+
+func (x *EvacuateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EvacuateRequest.ProtoReflect.Descriptor instead.
+func (*EvacuateRequest) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *EvacuateRequest) GetDevices() []uint32 {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *EvacuateRequest) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *EvacuateRequest) GetCancel() bool {
+	if x != nil {
+		return x.Cancel
+	}
+	return false
+}
+
+func (x *EvacuateRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type MovesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MovesRequest) Reset() {
+	*x = MovesRequest{}
+	mi := &file_mdm_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MovesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MovesRequest) ProtoMessage() {}
+
+func (x *MovesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MovesRequest.ProtoReflect.Descriptor instead.
+func (*MovesRequest) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{50}
+}
+
+type MovesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Groups        uint32                 `protobuf:"varint,1,opt,name=groups,proto3" json:"groups,omitempty"`   // that head for other devices
+	Running       uint32                 `protobuf:"varint,2,opt,name=running,proto3" json:"running,omitempty"` // of these: a copy is being made now
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`     // left to copy, estimated
+	Paused        bool                   `protobuf:"varint,4,opt,name=paused,proto3" json:"paused,omitempty"`
+	GraceMs       uint64                 `protobuf:"varint,5,opt,name=grace_ms,json=graceMs,proto3" json:"grace_ms,omitempty"` // after which copies on a device that is away are made anew
+	Refused       string                 `protobuf:"bytes,6,opt,name=refused,proto3" json:"refused,omitempty"`                 // why data does not move where it should; empty: it does
+	Leaving       []uint32               `protobuf:"varint,7,rep,packed,name=leaving,proto3" json:"leaving,omitempty"`         // devices that are emptied
+	Maintenance   []string               `protobuf:"bytes,8,rep,name=maintenance,proto3" json:"maintenance,omitempty"`         // servers in maintenance
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MovesResponse) Reset() {
+	*x = MovesResponse{}
+	mi := &file_mdm_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MovesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MovesResponse) ProtoMessage() {}
+
+func (x *MovesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MovesResponse.ProtoReflect.Descriptor instead.
+func (*MovesResponse) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *MovesResponse) GetGroups() uint32 {
+	if x != nil {
+		return x.Groups
+	}
+	return 0
+}
+
+func (x *MovesResponse) GetRunning() uint32 {
+	if x != nil {
+		return x.Running
+	}
+	return 0
+}
+
+func (x *MovesResponse) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *MovesResponse) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
+func (x *MovesResponse) GetGraceMs() uint64 {
+	if x != nil {
+		return x.GraceMs
+	}
+	return 0
+}
+
+func (x *MovesResponse) GetRefused() string {
+	if x != nil {
+		return x.Refused
+	}
+	return ""
+}
+
+func (x *MovesResponse) GetLeaving() []uint32 {
+	if x != nil {
+		return x.Leaving
+	}
+	return nil
+}
+
+func (x *MovesResponse) GetMaintenance() []string {
+	if x != nil {
+		return x.Maintenance
+	}
+	return nil
+}
+
+type SetMovesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Paused        *bool                  `protobuf:"varint,1,opt,name=paused,proto3,oneof" json:"paused,omitempty"`
+	GraceMs       *uint64                `protobuf:"varint,2,opt,name=grace_ms,json=graceMs,proto3,oneof" json:"grace_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetMovesRequest) Reset() {
+	*x = SetMovesRequest{}
+	mi := &file_mdm_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetMovesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetMovesRequest) ProtoMessage() {}
+
+func (x *SetMovesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetMovesRequest.ProtoReflect.Descriptor instead.
+func (*SetMovesRequest) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *SetMovesRequest) GetPaused() bool {
+	if x != nil && x.Paused != nil {
+		return *x.Paused
+	}
+	return false
+}
+
+func (x *SetMovesRequest) GetGraceMs() uint64 {
+	if x != nil && x.GraceMs != nil {
+		return *x.GraceMs
+	}
+	return 0
+}
+
+type MaintainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	Enter         bool                   `protobuf:"varint,2,opt,name=enter,proto3" json:"enter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MaintainRequest) Reset() {
+	*x = MaintainRequest{}
+	mi := &file_mdm_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MaintainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MaintainRequest) ProtoMessage() {}
+
+func (x *MaintainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MaintainRequest.ProtoReflect.Descriptor instead.
+func (*MaintainRequest) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *MaintainRequest) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *MaintainRequest) GetEnter() bool {
+	if x != nil {
+		return x.Enter
+	}
+	return false
+}
+
+type MaintainResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MaintainResponse) Reset() {
+	*x = MaintainResponse{}
+	mi := &file_mdm_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MaintainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MaintainResponse) ProtoMessage() {}
+
+func (x *MaintainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MaintainResponse.ProtoReflect.Descriptor instead.
+func (*MaintainResponse) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{54}
+}
+
 type Event struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Seq           uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
@@ -3122,7 +3680,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_mdm_proto_msgTypes[46]
+	mi := &file_mdm_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3134,7 +3692,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[46]
+	mi := &file_mdm_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3147,7 +3705,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{46}
+	return file_mdm_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -3203,7 +3761,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_mdm_proto_msgTypes[47]
+	mi := &file_mdm_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3215,7 +3773,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[47]
+	mi := &file_mdm_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3228,7 +3786,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{47}
+	return file_mdm_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *EventsRequest) GetAfter() uint64 {
@@ -3512,7 +4070,47 @@ const file_mdm_proto_rawDesc = "" +
 	"\x13RemoveDeviceRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"\x16\n" +
-	"\x14RemoveDeviceResponse\"\x8b\x01\n" +
+	"\x14RemoveDeviceResponse\"p\n" +
+	"\x04Fill\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\rR\x06device\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x04R\x04size\x12\x12\n" +
+	"\x04used\x18\x04 \x01(\x04R\x04used\x12\x14\n" +
+	"\x05after\x18\x05 \x01(\x04R\x05after\"\xc4\x01\n" +
+	"\bMovePlan\x12\x16\n" +
+	"\x06groups\x18\x01 \x01(\rR\x06groups\x12\x16\n" +
+	"\x06copies\x18\x02 \x01(\rR\x06copies\x12\x14\n" +
+	"\x05least\x18\x03 \x01(\rR\x05least\x12\x18\n" +
+	"\arebuilt\x18\x04 \x01(\rR\arebuilt\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\x12&\n" +
+	"\x04fill\x18\x06 \x03(\v2\x12.braid.mdm.v1.FillR\x04fill\x12\x1a\n" +
+	"\bwarnings\x18\a \x03(\tR\bwarnings\",\n" +
+	"\x10PlanMovesRequest\x12\x18\n" +
+	"\awithout\x18\x01 \x03(\rR\awithout\"t\n" +
+	"\x0fEvacuateRequest\x12\x18\n" +
+	"\adevices\x18\x01 \x03(\rR\adevices\x12\x16\n" +
+	"\x06server\x18\x02 \x01(\tR\x06server\x12\x16\n" +
+	"\x06cancel\x18\x03 \x01(\bR\x06cancel\x12\x17\n" +
+	"\adry_run\x18\x04 \x01(\bR\x06dryRun\"\x0e\n" +
+	"\fMovesRequest\"\xe0\x01\n" +
+	"\rMovesResponse\x12\x16\n" +
+	"\x06groups\x18\x01 \x01(\rR\x06groups\x12\x18\n" +
+	"\arunning\x18\x02 \x01(\rR\arunning\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x16\n" +
+	"\x06paused\x18\x04 \x01(\bR\x06paused\x12\x19\n" +
+	"\bgrace_ms\x18\x05 \x01(\x04R\agraceMs\x12\x18\n" +
+	"\arefused\x18\x06 \x01(\tR\arefused\x12\x18\n" +
+	"\aleaving\x18\a \x03(\rR\aleaving\x12 \n" +
+	"\vmaintenance\x18\b \x03(\tR\vmaintenance\"f\n" +
+	"\x0fSetMovesRequest\x12\x1b\n" +
+	"\x06paused\x18\x01 \x01(\bH\x00R\x06paused\x88\x01\x01\x12\x1e\n" +
+	"\bgrace_ms\x18\x02 \x01(\x04H\x01R\agraceMs\x88\x01\x01B\t\n" +
+	"\a_pausedB\v\n" +
+	"\t_grace_ms\"?\n" +
+	"\x0fMaintainRequest\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n" +
+	"\x05enter\x18\x02 \x01(\bR\x05enter\"\x12\n" +
+	"\x10MaintainResponse\"\x8b\x01\n" +
 	"\x05Event\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x12\n" +
 	"\x04time\x18\x02 \x01(\tR\x04time\x12\x1a\n" +
@@ -3523,7 +4121,7 @@ const file_mdm_proto_rawDesc = "" +
 	"\rEventsRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x14\n" +
-	"\x05limit\x18\x03 \x01(\rR\x05limit2\xfb\v\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit2\xd8\x0e\n" +
 	"\x03Mdm\x12[\n" +
 	"\x0eRegisterServer\x12#.braid.mdm.v1.RegisterServerRequest\x1a$.braid.mdm.v1.RegisterServerResponse\x12R\n" +
 	"\vRenewServer\x12 .braid.mdm.v1.RenewServerRequest\x1a!.braid.mdm.v1.RenewServerResponse\x12C\n" +
@@ -3543,7 +4141,12 @@ const file_mdm_proto_rawDesc = "" +
 	"\x06Status\x12\x1b.braid.mdm.v1.StatusRequest\x1a\x1c.braid.mdm.v1.StatusResponse\x12R\n" +
 	"\vListServers\x12 .braid.mdm.v1.ListServersRequest\x1a!.braid.mdm.v1.ListServersResponse\x12R\n" +
 	"\vListDevices\x12 .braid.mdm.v1.ListDevicesRequest\x1a!.braid.mdm.v1.ListDevicesResponse\x12U\n" +
-	"\fRemoveDevice\x12!.braid.mdm.v1.RemoveDeviceRequest\x1a\".braid.mdm.v1.RemoveDeviceResponse\x12<\n" +
+	"\fRemoveDevice\x12!.braid.mdm.v1.RemoveDeviceRequest\x1a\".braid.mdm.v1.RemoveDeviceResponse\x12C\n" +
+	"\tPlanMoves\x12\x1e.braid.mdm.v1.PlanMovesRequest\x1a\x16.braid.mdm.v1.MovePlan\x12A\n" +
+	"\bEvacuate\x12\x1d.braid.mdm.v1.EvacuateRequest\x1a\x16.braid.mdm.v1.MovePlan\x12@\n" +
+	"\x05Moves\x12\x1a.braid.mdm.v1.MovesRequest\x1a\x1b.braid.mdm.v1.MovesResponse\x12F\n" +
+	"\bSetMoves\x12\x1d.braid.mdm.v1.SetMovesRequest\x1a\x1b.braid.mdm.v1.MovesResponse\x12I\n" +
+	"\bMaintain\x12\x1d.braid.mdm.v1.MaintainRequest\x1a\x1e.braid.mdm.v1.MaintainResponse\x12<\n" +
 	"\x06Events\x12\x1b.braid.mdm.v1.EventsRequest\x1a\x13.braid.mdm.v1.Event0\x01B\x11Z\x0fbraid/mdm/pb;pbb\x06proto3"
 
 var (
@@ -3558,7 +4161,7 @@ func file_mdm_proto_rawDescGZIP() []byte {
 	return file_mdm_proto_rawDescData
 }
 
-var file_mdm_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_mdm_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
 var file_mdm_proto_goTypes = []any{
 	(*Device)(nil),                 // 0: braid.mdm.v1.Device
 	(*PGSet)(nil),                  // 1: braid.mdm.v1.PGSet
@@ -3606,9 +4209,18 @@ var file_mdm_proto_goTypes = []any{
 	(*ListDevicesResponse)(nil),    // 43: braid.mdm.v1.ListDevicesResponse
 	(*RemoveDeviceRequest)(nil),    // 44: braid.mdm.v1.RemoveDeviceRequest
 	(*RemoveDeviceResponse)(nil),   // 45: braid.mdm.v1.RemoveDeviceResponse
-	(*Event)(nil),                  // 46: braid.mdm.v1.Event
-	(*EventsRequest)(nil),          // 47: braid.mdm.v1.EventsRequest
-	nil,                            // 48: braid.mdm.v1.DeviceReport.VolumesEntry
+	(*Fill)(nil),                   // 46: braid.mdm.v1.Fill
+	(*MovePlan)(nil),               // 47: braid.mdm.v1.MovePlan
+	(*PlanMovesRequest)(nil),       // 48: braid.mdm.v1.PlanMovesRequest
+	(*EvacuateRequest)(nil),        // 49: braid.mdm.v1.EvacuateRequest
+	(*MovesRequest)(nil),           // 50: braid.mdm.v1.MovesRequest
+	(*MovesResponse)(nil),          // 51: braid.mdm.v1.MovesResponse
+	(*SetMovesRequest)(nil),        // 52: braid.mdm.v1.SetMovesRequest
+	(*MaintainRequest)(nil),        // 53: braid.mdm.v1.MaintainRequest
+	(*MaintainResponse)(nil),       // 54: braid.mdm.v1.MaintainResponse
+	(*Event)(nil),                  // 55: braid.mdm.v1.Event
+	(*EventsRequest)(nil),          // 56: braid.mdm.v1.EventsRequest
+	nil,                            // 57: braid.mdm.v1.DeviceReport.VolumesEntry
 }
 var file_mdm_proto_depIdxs = []int32{
 	0,  // 0: braid.mdm.v1.MapDelta.devices:type_name -> braid.mdm.v1.Device
@@ -3616,7 +4228,7 @@ var file_mdm_proto_depIdxs = []int32{
 	2,  // 2: braid.mdm.v1.MapDelta.pgs:type_name -> braid.mdm.v1.PG
 	3,  // 3: braid.mdm.v1.MapDelta.volumes:type_name -> braid.mdm.v1.Volume
 	7,  // 4: braid.mdm.v1.RegisterServerRequest.devices:type_name -> braid.mdm.v1.DeviceReport
-	48, // 5: braid.mdm.v1.DeviceReport.volumes:type_name -> braid.mdm.v1.DeviceReport.VolumesEntry
+	57, // 5: braid.mdm.v1.DeviceReport.volumes:type_name -> braid.mdm.v1.DeviceReport.VolumesEntry
 	7,  // 6: braid.mdm.v1.RenewServerRequest.devices:type_name -> braid.mdm.v1.DeviceReport
 	3,  // 7: braid.mdm.v1.VolumeResponse.volume:type_name -> braid.mdm.v1.Volume
 	3,  // 8: braid.mdm.v1.ListVolumesResponse.volumes:type_name -> braid.mdm.v1.Volume
@@ -3630,49 +4242,60 @@ var file_mdm_proto_depIdxs = []int32{
 	36, // 16: braid.mdm.v1.JoinInSyncRequest.groups:type_name -> braid.mdm.v1.JoinGroup
 	4,  // 17: braid.mdm.v1.ListServersResponse.servers:type_name -> braid.mdm.v1.Server
 	0,  // 18: braid.mdm.v1.ListDevicesResponse.devices:type_name -> braid.mdm.v1.Device
-	6,  // 19: braid.mdm.v1.Mdm.RegisterServer:input_type -> braid.mdm.v1.RegisterServerRequest
-	9,  // 20: braid.mdm.v1.Mdm.RenewServer:input_type -> braid.mdm.v1.RenewServerRequest
-	11, // 21: braid.mdm.v1.Mdm.WatchMap:input_type -> braid.mdm.v1.WatchMapRequest
-	12, // 22: braid.mdm.v1.Mdm.CreateVolume:input_type -> braid.mdm.v1.CreateVolumeRequest
-	14, // 23: braid.mdm.v1.Mdm.ListVolumes:input_type -> braid.mdm.v1.ListVolumesRequest
-	16, // 24: braid.mdm.v1.Mdm.ResizeVolume:input_type -> braid.mdm.v1.ResizeVolumeRequest
-	17, // 25: braid.mdm.v1.Mdm.DeleteVolume:input_type -> braid.mdm.v1.DeleteVolumeRequest
-	19, // 26: braid.mdm.v1.Mdm.Attach:input_type -> braid.mdm.v1.AttachRequest
-	23, // 27: braid.mdm.v1.Mdm.Detach:input_type -> braid.mdm.v1.DetachRequest
-	25, // 28: braid.mdm.v1.Mdm.RenewSession:input_type -> braid.mdm.v1.RenewSessionRequest
-	28, // 29: braid.mdm.v1.Mdm.DropReplica:input_type -> braid.mdm.v1.DropReplicaRequest
-	30, // 30: braid.mdm.v1.Mdm.ReportDevice:input_type -> braid.mdm.v1.ReportDeviceRequest
-	32, // 31: braid.mdm.v1.Mdm.ResyncReady:input_type -> braid.mdm.v1.ResyncReadyRequest
-	35, // 32: braid.mdm.v1.Mdm.JoinInSync:input_type -> braid.mdm.v1.JoinInSyncRequest
-	38, // 33: braid.mdm.v1.Mdm.Status:input_type -> braid.mdm.v1.StatusRequest
-	40, // 34: braid.mdm.v1.Mdm.ListServers:input_type -> braid.mdm.v1.ListServersRequest
-	42, // 35: braid.mdm.v1.Mdm.ListDevices:input_type -> braid.mdm.v1.ListDevicesRequest
-	44, // 36: braid.mdm.v1.Mdm.RemoveDevice:input_type -> braid.mdm.v1.RemoveDeviceRequest
-	47, // 37: braid.mdm.v1.Mdm.Events:input_type -> braid.mdm.v1.EventsRequest
-	8,  // 38: braid.mdm.v1.Mdm.RegisterServer:output_type -> braid.mdm.v1.RegisterServerResponse
-	10, // 39: braid.mdm.v1.Mdm.RenewServer:output_type -> braid.mdm.v1.RenewServerResponse
-	5,  // 40: braid.mdm.v1.Mdm.WatchMap:output_type -> braid.mdm.v1.MapDelta
-	13, // 41: braid.mdm.v1.Mdm.CreateVolume:output_type -> braid.mdm.v1.VolumeResponse
-	15, // 42: braid.mdm.v1.Mdm.ListVolumes:output_type -> braid.mdm.v1.ListVolumesResponse
-	13, // 43: braid.mdm.v1.Mdm.ResizeVolume:output_type -> braid.mdm.v1.VolumeResponse
-	18, // 44: braid.mdm.v1.Mdm.DeleteVolume:output_type -> braid.mdm.v1.DeleteVolumeResponse
-	20, // 45: braid.mdm.v1.Mdm.Attach:output_type -> braid.mdm.v1.AttachResponse
-	24, // 46: braid.mdm.v1.Mdm.Detach:output_type -> braid.mdm.v1.DetachResponse
-	27, // 47: braid.mdm.v1.Mdm.RenewSession:output_type -> braid.mdm.v1.RenewSessionResponse
-	29, // 48: braid.mdm.v1.Mdm.DropReplica:output_type -> braid.mdm.v1.DropReplicaResponse
-	31, // 49: braid.mdm.v1.Mdm.ReportDevice:output_type -> braid.mdm.v1.ReportDeviceResponse
-	34, // 50: braid.mdm.v1.Mdm.ResyncReady:output_type -> braid.mdm.v1.ResyncReadyResponse
-	37, // 51: braid.mdm.v1.Mdm.JoinInSync:output_type -> braid.mdm.v1.JoinInSyncResponse
-	39, // 52: braid.mdm.v1.Mdm.Status:output_type -> braid.mdm.v1.StatusResponse
-	41, // 53: braid.mdm.v1.Mdm.ListServers:output_type -> braid.mdm.v1.ListServersResponse
-	43, // 54: braid.mdm.v1.Mdm.ListDevices:output_type -> braid.mdm.v1.ListDevicesResponse
-	45, // 55: braid.mdm.v1.Mdm.RemoveDevice:output_type -> braid.mdm.v1.RemoveDeviceResponse
-	46, // 56: braid.mdm.v1.Mdm.Events:output_type -> braid.mdm.v1.Event
-	38, // [38:57] is the sub-list for method output_type
-	19, // [19:38] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	46, // 19: braid.mdm.v1.MovePlan.fill:type_name -> braid.mdm.v1.Fill
+	6,  // 20: braid.mdm.v1.Mdm.RegisterServer:input_type -> braid.mdm.v1.RegisterServerRequest
+	9,  // 21: braid.mdm.v1.Mdm.RenewServer:input_type -> braid.mdm.v1.RenewServerRequest
+	11, // 22: braid.mdm.v1.Mdm.WatchMap:input_type -> braid.mdm.v1.WatchMapRequest
+	12, // 23: braid.mdm.v1.Mdm.CreateVolume:input_type -> braid.mdm.v1.CreateVolumeRequest
+	14, // 24: braid.mdm.v1.Mdm.ListVolumes:input_type -> braid.mdm.v1.ListVolumesRequest
+	16, // 25: braid.mdm.v1.Mdm.ResizeVolume:input_type -> braid.mdm.v1.ResizeVolumeRequest
+	17, // 26: braid.mdm.v1.Mdm.DeleteVolume:input_type -> braid.mdm.v1.DeleteVolumeRequest
+	19, // 27: braid.mdm.v1.Mdm.Attach:input_type -> braid.mdm.v1.AttachRequest
+	23, // 28: braid.mdm.v1.Mdm.Detach:input_type -> braid.mdm.v1.DetachRequest
+	25, // 29: braid.mdm.v1.Mdm.RenewSession:input_type -> braid.mdm.v1.RenewSessionRequest
+	28, // 30: braid.mdm.v1.Mdm.DropReplica:input_type -> braid.mdm.v1.DropReplicaRequest
+	30, // 31: braid.mdm.v1.Mdm.ReportDevice:input_type -> braid.mdm.v1.ReportDeviceRequest
+	32, // 32: braid.mdm.v1.Mdm.ResyncReady:input_type -> braid.mdm.v1.ResyncReadyRequest
+	35, // 33: braid.mdm.v1.Mdm.JoinInSync:input_type -> braid.mdm.v1.JoinInSyncRequest
+	38, // 34: braid.mdm.v1.Mdm.Status:input_type -> braid.mdm.v1.StatusRequest
+	40, // 35: braid.mdm.v1.Mdm.ListServers:input_type -> braid.mdm.v1.ListServersRequest
+	42, // 36: braid.mdm.v1.Mdm.ListDevices:input_type -> braid.mdm.v1.ListDevicesRequest
+	44, // 37: braid.mdm.v1.Mdm.RemoveDevice:input_type -> braid.mdm.v1.RemoveDeviceRequest
+	48, // 38: braid.mdm.v1.Mdm.PlanMoves:input_type -> braid.mdm.v1.PlanMovesRequest
+	49, // 39: braid.mdm.v1.Mdm.Evacuate:input_type -> braid.mdm.v1.EvacuateRequest
+	50, // 40: braid.mdm.v1.Mdm.Moves:input_type -> braid.mdm.v1.MovesRequest
+	52, // 41: braid.mdm.v1.Mdm.SetMoves:input_type -> braid.mdm.v1.SetMovesRequest
+	53, // 42: braid.mdm.v1.Mdm.Maintain:input_type -> braid.mdm.v1.MaintainRequest
+	56, // 43: braid.mdm.v1.Mdm.Events:input_type -> braid.mdm.v1.EventsRequest
+	8,  // 44: braid.mdm.v1.Mdm.RegisterServer:output_type -> braid.mdm.v1.RegisterServerResponse
+	10, // 45: braid.mdm.v1.Mdm.RenewServer:output_type -> braid.mdm.v1.RenewServerResponse
+	5,  // 46: braid.mdm.v1.Mdm.WatchMap:output_type -> braid.mdm.v1.MapDelta
+	13, // 47: braid.mdm.v1.Mdm.CreateVolume:output_type -> braid.mdm.v1.VolumeResponse
+	15, // 48: braid.mdm.v1.Mdm.ListVolumes:output_type -> braid.mdm.v1.ListVolumesResponse
+	13, // 49: braid.mdm.v1.Mdm.ResizeVolume:output_type -> braid.mdm.v1.VolumeResponse
+	18, // 50: braid.mdm.v1.Mdm.DeleteVolume:output_type -> braid.mdm.v1.DeleteVolumeResponse
+	20, // 51: braid.mdm.v1.Mdm.Attach:output_type -> braid.mdm.v1.AttachResponse
+	24, // 52: braid.mdm.v1.Mdm.Detach:output_type -> braid.mdm.v1.DetachResponse
+	27, // 53: braid.mdm.v1.Mdm.RenewSession:output_type -> braid.mdm.v1.RenewSessionResponse
+	29, // 54: braid.mdm.v1.Mdm.DropReplica:output_type -> braid.mdm.v1.DropReplicaResponse
+	31, // 55: braid.mdm.v1.Mdm.ReportDevice:output_type -> braid.mdm.v1.ReportDeviceResponse
+	34, // 56: braid.mdm.v1.Mdm.ResyncReady:output_type -> braid.mdm.v1.ResyncReadyResponse
+	37, // 57: braid.mdm.v1.Mdm.JoinInSync:output_type -> braid.mdm.v1.JoinInSyncResponse
+	39, // 58: braid.mdm.v1.Mdm.Status:output_type -> braid.mdm.v1.StatusResponse
+	41, // 59: braid.mdm.v1.Mdm.ListServers:output_type -> braid.mdm.v1.ListServersResponse
+	43, // 60: braid.mdm.v1.Mdm.ListDevices:output_type -> braid.mdm.v1.ListDevicesResponse
+	45, // 61: braid.mdm.v1.Mdm.RemoveDevice:output_type -> braid.mdm.v1.RemoveDeviceResponse
+	47, // 62: braid.mdm.v1.Mdm.PlanMoves:output_type -> braid.mdm.v1.MovePlan
+	47, // 63: braid.mdm.v1.Mdm.Evacuate:output_type -> braid.mdm.v1.MovePlan
+	51, // 64: braid.mdm.v1.Mdm.Moves:output_type -> braid.mdm.v1.MovesResponse
+	51, // 65: braid.mdm.v1.Mdm.SetMoves:output_type -> braid.mdm.v1.MovesResponse
+	54, // 66: braid.mdm.v1.Mdm.Maintain:output_type -> braid.mdm.v1.MaintainResponse
+	55, // 67: braid.mdm.v1.Mdm.Events:output_type -> braid.mdm.v1.Event
+	44, // [44:68] is the sub-list for method output_type
+	20, // [20:44] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_mdm_proto_init() }
@@ -3680,13 +4303,14 @@ func file_mdm_proto_init() {
 	if File_mdm_proto != nil {
 		return
 	}
+	file_mdm_proto_msgTypes[52].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mdm_proto_rawDesc), len(file_mdm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   49,
+			NumMessages:   58,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -74,6 +74,16 @@ const (
 	MdmListDevicesProcedure = "/braid.mdm.v1.Mdm/ListDevices"
 	// MdmRemoveDeviceProcedure is the fully-qualified name of the Mdm's RemoveDevice RPC.
 	MdmRemoveDeviceProcedure = "/braid.mdm.v1.Mdm/RemoveDevice"
+	// MdmPlanMovesProcedure is the fully-qualified name of the Mdm's PlanMoves RPC.
+	MdmPlanMovesProcedure = "/braid.mdm.v1.Mdm/PlanMoves"
+	// MdmEvacuateProcedure is the fully-qualified name of the Mdm's Evacuate RPC.
+	MdmEvacuateProcedure = "/braid.mdm.v1.Mdm/Evacuate"
+	// MdmMovesProcedure is the fully-qualified name of the Mdm's Moves RPC.
+	MdmMovesProcedure = "/braid.mdm.v1.Mdm/Moves"
+	// MdmSetMovesProcedure is the fully-qualified name of the Mdm's SetMoves RPC.
+	MdmSetMovesProcedure = "/braid.mdm.v1.Mdm/SetMoves"
+	// MdmMaintainProcedure is the fully-qualified name of the Mdm's Maintain RPC.
+	MdmMaintainProcedure = "/braid.mdm.v1.Mdm/Maintain"
 	// MdmEventsProcedure is the fully-qualified name of the Mdm's Events RPC.
 	MdmEventsProcedure = "/braid.mdm.v1.Mdm/Events"
 )
@@ -98,6 +108,11 @@ type MdmClient interface {
 	ListServers(context.Context, *connect.Request[pb.ListServersRequest]) (*connect.Response[pb.ListServersResponse], error)
 	ListDevices(context.Context, *connect.Request[pb.ListDevicesRequest]) (*connect.Response[pb.ListDevicesResponse], error)
 	RemoveDevice(context.Context, *connect.Request[pb.RemoveDeviceRequest]) (*connect.Response[pb.RemoveDeviceResponse], error)
+	PlanMoves(context.Context, *connect.Request[pb.PlanMovesRequest]) (*connect.Response[pb.MovePlan], error)
+	Evacuate(context.Context, *connect.Request[pb.EvacuateRequest]) (*connect.Response[pb.MovePlan], error)
+	Moves(context.Context, *connect.Request[pb.MovesRequest]) (*connect.Response[pb.MovesResponse], error)
+	SetMoves(context.Context, *connect.Request[pb.SetMovesRequest]) (*connect.Response[pb.MovesResponse], error)
+	Maintain(context.Context, *connect.Request[pb.MaintainRequest]) (*connect.Response[pb.MaintainResponse], error)
 	Events(context.Context, *connect.Request[pb.EventsRequest]) (*connect.ServerStreamForClient[pb.Event], error)
 }
 
@@ -220,6 +235,36 @@ func NewMdmClient(httpClient connect.HTTPClient, baseURL string, opts ...connect
 			connect.WithSchema(mdmMethods.ByName("RemoveDevice")),
 			connect.WithClientOptions(opts...),
 		),
+		planMoves: connect.NewClient[pb.PlanMovesRequest, pb.MovePlan](
+			httpClient,
+			baseURL+MdmPlanMovesProcedure,
+			connect.WithSchema(mdmMethods.ByName("PlanMoves")),
+			connect.WithClientOptions(opts...),
+		),
+		evacuate: connect.NewClient[pb.EvacuateRequest, pb.MovePlan](
+			httpClient,
+			baseURL+MdmEvacuateProcedure,
+			connect.WithSchema(mdmMethods.ByName("Evacuate")),
+			connect.WithClientOptions(opts...),
+		),
+		moves: connect.NewClient[pb.MovesRequest, pb.MovesResponse](
+			httpClient,
+			baseURL+MdmMovesProcedure,
+			connect.WithSchema(mdmMethods.ByName("Moves")),
+			connect.WithClientOptions(opts...),
+		),
+		setMoves: connect.NewClient[pb.SetMovesRequest, pb.MovesResponse](
+			httpClient,
+			baseURL+MdmSetMovesProcedure,
+			connect.WithSchema(mdmMethods.ByName("SetMoves")),
+			connect.WithClientOptions(opts...),
+		),
+		maintain: connect.NewClient[pb.MaintainRequest, pb.MaintainResponse](
+			httpClient,
+			baseURL+MdmMaintainProcedure,
+			connect.WithSchema(mdmMethods.ByName("Maintain")),
+			connect.WithClientOptions(opts...),
+		),
 		events: connect.NewClient[pb.EventsRequest, pb.Event](
 			httpClient,
 			baseURL+MdmEventsProcedure,
@@ -249,6 +294,11 @@ type mdmClient struct {
 	listServers    *connect.Client[pb.ListServersRequest, pb.ListServersResponse]
 	listDevices    *connect.Client[pb.ListDevicesRequest, pb.ListDevicesResponse]
 	removeDevice   *connect.Client[pb.RemoveDeviceRequest, pb.RemoveDeviceResponse]
+	planMoves      *connect.Client[pb.PlanMovesRequest, pb.MovePlan]
+	evacuate       *connect.Client[pb.EvacuateRequest, pb.MovePlan]
+	moves          *connect.Client[pb.MovesRequest, pb.MovesResponse]
+	setMoves       *connect.Client[pb.SetMovesRequest, pb.MovesResponse]
+	maintain       *connect.Client[pb.MaintainRequest, pb.MaintainResponse]
 	events         *connect.Client[pb.EventsRequest, pb.Event]
 }
 
@@ -342,6 +392,31 @@ func (c *mdmClient) RemoveDevice(ctx context.Context, req *connect.Request[pb.Re
 	return c.removeDevice.CallUnary(ctx, req)
 }
 
+// PlanMoves calls braid.mdm.v1.Mdm.PlanMoves.
+func (c *mdmClient) PlanMoves(ctx context.Context, req *connect.Request[pb.PlanMovesRequest]) (*connect.Response[pb.MovePlan], error) {
+	return c.planMoves.CallUnary(ctx, req)
+}
+
+// Evacuate calls braid.mdm.v1.Mdm.Evacuate.
+func (c *mdmClient) Evacuate(ctx context.Context, req *connect.Request[pb.EvacuateRequest]) (*connect.Response[pb.MovePlan], error) {
+	return c.evacuate.CallUnary(ctx, req)
+}
+
+// Moves calls braid.mdm.v1.Mdm.Moves.
+func (c *mdmClient) Moves(ctx context.Context, req *connect.Request[pb.MovesRequest]) (*connect.Response[pb.MovesResponse], error) {
+	return c.moves.CallUnary(ctx, req)
+}
+
+// SetMoves calls braid.mdm.v1.Mdm.SetMoves.
+func (c *mdmClient) SetMoves(ctx context.Context, req *connect.Request[pb.SetMovesRequest]) (*connect.Response[pb.MovesResponse], error) {
+	return c.setMoves.CallUnary(ctx, req)
+}
+
+// Maintain calls braid.mdm.v1.Mdm.Maintain.
+func (c *mdmClient) Maintain(ctx context.Context, req *connect.Request[pb.MaintainRequest]) (*connect.Response[pb.MaintainResponse], error) {
+	return c.maintain.CallUnary(ctx, req)
+}
+
 // Events calls braid.mdm.v1.Mdm.Events.
 func (c *mdmClient) Events(ctx context.Context, req *connect.Request[pb.EventsRequest]) (*connect.ServerStreamForClient[pb.Event], error) {
 	return c.events.CallServerStream(ctx, req)
@@ -367,6 +442,11 @@ type MdmHandler interface {
 	ListServers(context.Context, *connect.Request[pb.ListServersRequest]) (*connect.Response[pb.ListServersResponse], error)
 	ListDevices(context.Context, *connect.Request[pb.ListDevicesRequest]) (*connect.Response[pb.ListDevicesResponse], error)
 	RemoveDevice(context.Context, *connect.Request[pb.RemoveDeviceRequest]) (*connect.Response[pb.RemoveDeviceResponse], error)
+	PlanMoves(context.Context, *connect.Request[pb.PlanMovesRequest]) (*connect.Response[pb.MovePlan], error)
+	Evacuate(context.Context, *connect.Request[pb.EvacuateRequest]) (*connect.Response[pb.MovePlan], error)
+	Moves(context.Context, *connect.Request[pb.MovesRequest]) (*connect.Response[pb.MovesResponse], error)
+	SetMoves(context.Context, *connect.Request[pb.SetMovesRequest]) (*connect.Response[pb.MovesResponse], error)
+	Maintain(context.Context, *connect.Request[pb.MaintainRequest]) (*connect.Response[pb.MaintainResponse], error)
 	Events(context.Context, *connect.Request[pb.EventsRequest], *connect.ServerStream[pb.Event]) error
 }
 
@@ -485,6 +565,36 @@ func NewMdmHandler(svc MdmHandler, opts ...connect.HandlerOption) (string, http.
 		connect.WithSchema(mdmMethods.ByName("RemoveDevice")),
 		connect.WithHandlerOptions(opts...),
 	)
+	mdmPlanMovesHandler := connect.NewUnaryHandler(
+		MdmPlanMovesProcedure,
+		svc.PlanMoves,
+		connect.WithSchema(mdmMethods.ByName("PlanMoves")),
+		connect.WithHandlerOptions(opts...),
+	)
+	mdmEvacuateHandler := connect.NewUnaryHandler(
+		MdmEvacuateProcedure,
+		svc.Evacuate,
+		connect.WithSchema(mdmMethods.ByName("Evacuate")),
+		connect.WithHandlerOptions(opts...),
+	)
+	mdmMovesHandler := connect.NewUnaryHandler(
+		MdmMovesProcedure,
+		svc.Moves,
+		connect.WithSchema(mdmMethods.ByName("Moves")),
+		connect.WithHandlerOptions(opts...),
+	)
+	mdmSetMovesHandler := connect.NewUnaryHandler(
+		MdmSetMovesProcedure,
+		svc.SetMoves,
+		connect.WithSchema(mdmMethods.ByName("SetMoves")),
+		connect.WithHandlerOptions(opts...),
+	)
+	mdmMaintainHandler := connect.NewUnaryHandler(
+		MdmMaintainProcedure,
+		svc.Maintain,
+		connect.WithSchema(mdmMethods.ByName("Maintain")),
+		connect.WithHandlerOptions(opts...),
+	)
 	mdmEventsHandler := connect.NewServerStreamHandler(
 		MdmEventsProcedure,
 		svc.Events,
@@ -529,6 +639,16 @@ func NewMdmHandler(svc MdmHandler, opts ...connect.HandlerOption) (string, http.
 			mdmListDevicesHandler.ServeHTTP(w, r)
 		case MdmRemoveDeviceProcedure:
 			mdmRemoveDeviceHandler.ServeHTTP(w, r)
+		case MdmPlanMovesProcedure:
+			mdmPlanMovesHandler.ServeHTTP(w, r)
+		case MdmEvacuateProcedure:
+			mdmEvacuateHandler.ServeHTTP(w, r)
+		case MdmMovesProcedure:
+			mdmMovesHandler.ServeHTTP(w, r)
+		case MdmSetMovesProcedure:
+			mdmSetMovesHandler.ServeHTTP(w, r)
+		case MdmMaintainProcedure:
+			mdmMaintainHandler.ServeHTTP(w, r)
 		case MdmEventsProcedure:
 			mdmEventsHandler.ServeHTTP(w, r)
 		default:
@@ -610,6 +730,26 @@ func (UnimplementedMdmHandler) ListDevices(context.Context, *connect.Request[pb.
 
 func (UnimplementedMdmHandler) RemoveDevice(context.Context, *connect.Request[pb.RemoveDeviceRequest]) (*connect.Response[pb.RemoveDeviceResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.RemoveDevice is not implemented"))
+}
+
+func (UnimplementedMdmHandler) PlanMoves(context.Context, *connect.Request[pb.PlanMovesRequest]) (*connect.Response[pb.MovePlan], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.PlanMoves is not implemented"))
+}
+
+func (UnimplementedMdmHandler) Evacuate(context.Context, *connect.Request[pb.EvacuateRequest]) (*connect.Response[pb.MovePlan], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.Evacuate is not implemented"))
+}
+
+func (UnimplementedMdmHandler) Moves(context.Context, *connect.Request[pb.MovesRequest]) (*connect.Response[pb.MovesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.Moves is not implemented"))
+}
+
+func (UnimplementedMdmHandler) SetMoves(context.Context, *connect.Request[pb.SetMovesRequest]) (*connect.Response[pb.MovesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.SetMoves is not implemented"))
+}
+
+func (UnimplementedMdmHandler) Maintain(context.Context, *connect.Request[pb.MaintainRequest]) (*connect.Response[pb.MaintainResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.Maintain is not implemented"))
 }
 
 func (UnimplementedMdmHandler) Events(context.Context, *connect.Request[pb.EventsRequest], *connect.ServerStream[pb.Event]) error {
