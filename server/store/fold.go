@@ -43,9 +43,10 @@ type foldState struct {
 
 const maxFold = 128 // chunks in a batch
 
-func (f *foldState) init() {
-	f.pages = alignedBytes(maxFold * pageSize)
-	f.headers = alignedBytes(maxFold * pageSize)
+// init sizes the buffers by what a batch can be: a small device needs little.
+func (f *foldState) init(slots, headerPages uint32) {
+	f.pages = alignedBytes(min(maxFold, int(slots)) * pageSize)
+	f.headers = alignedBytes(min(maxFold, int(headerPages)) * pageSize)
 	f.ios = make([]IO, 2*maxFold)
 	for i := range f.ios {
 		f.ios[i] = IO{Kind: IOWrite, Meta: true, owner: ownFold, Len: pageSize}

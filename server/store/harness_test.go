@@ -27,12 +27,15 @@ type rig struct {
 	failed  bool
 	// each is called before each completion (crash enumeration).
 	each func()
+	// plant changes an I/O before it happens (planted errors).
+	plant func(*rigIO)
 }
 
 type rigIO struct {
 	io   *IO
 	mark int
 	data []byte
+	off  int64
 }
 
 func newRig(t testing.TB, size int64, cfg Config) *rig {
@@ -77,7 +80,7 @@ func (g *rig) collect() {
 						g.t.Fatal("the device flush of a commit was issued before its log pages were written")
 					}
 				}
-				g.pending = append(g.pending, &rigIO{io: e.IO, mark: g.disk.Mark(), data: e.IO.Data})
+				g.pending = append(g.pending, &rigIO{io: e.IO, mark: g.disk.Mark(), data: e.IO.Data, off: e.IO.Off})
 			}
 		}
 	}
@@ -90,12 +93,15 @@ func (g *rig) complete(k int) {
 	}
 	p := g.pending[k]
 	g.pending = append(g.pending[:k], g.pending[k+1:]...)
+	if g.plant != nil {
+		g.plant(p)
+	}
 	var err error
 	switch p.io.Kind {
 	case IORead:
-		_, err = g.disk.ReadAt(p.io.Data, p.io.Off)
+		_, err = g.disk.ReadAt(p.io.Data, p.off)
 	case IOWrite:
-		_, err = g.disk.WriteAt(p.io.Data, p.io.Off)
+		_, err = g.disk.WriteAt(p.io.Data, p.off)
 	case IOFlush:
 		err = g.disk.FlushTo(min(p.mark, g.disk.Mark()))
 	case IODiscard:

@@ -94,7 +94,15 @@ func (l *layout) dataAt(slot uint32) int64 { return l.dataOff + int64(slot)<<chu
 
 // alignedBytes returns n bytes that start on a page boundary, as direct I/O needs.
 func alignedBytes(n int) []byte {
-	b := make([]byte, n+pageSize)
+	return aligned(make([]byte, n+pageSize))
+}
+
+// aligned is the part of b, all but a page of it, that starts on a page boundary.
+func aligned(b []byte) []byte {
+	n := len(b) - pageSize
 	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (pageSize - 1)
 	return b[skip : skip+n : skip+n]
 }
+
+// zeroMemory is what writes of zeroes send, for all devices. It is never written.
+var zeroMemory [1<<chunkShift + pageSize]byte

@@ -19,9 +19,10 @@ const maxLoads = 64
 // block shows as rot and is repaired from another copy.
 const unknownSum = 0x6C6F737453756D21
 
-func (l *loadState) init() {
-	mem := alignedBytes(maxLoads * 2 * pageSize)
-	l.io = make([]IO, maxLoads)
+func (l *loadState) init(slots uint32) {
+	n := min(maxLoads, int(slots))
+	mem := alignedBytes(n * 2 * pageSize)
+	l.io = make([]IO, n)
 	for i := range l.io {
 		l.io[i] = IO{Kind: IORead, Meta: true, owner: ownLoad, Len: 2 * pageSize,
 			Data: mem[i*2*pageSize : (i+1)*2*pageSize]}

@@ -3,7 +3,6 @@
 package store
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"testing"
 
@@ -30,6 +29,7 @@ type modelVolume struct {
 	out      map[uint64]int // changes in flight by interval
 	flushing bool
 	fencing  bool
+	dropping bool // being deleted: anything may be left of it
 }
 
 type modelKey struct {
@@ -88,16 +88,22 @@ type model struct {
 	seen    map[string]int
 	ticks   int
 	torn    map[modelKey]bool
-	scrub   *Request            // a pass that goes on all the time, if set
-	scrubs  int                 // pieces that have ended
-	asked   int                 // and that were begun
-	used    map[modelKey]uint32 // by chunk: blocks that were ever touched
+	marked  map[uint64]Marks // chunks of volume 1: marks that were acked
+	scratch []byte
+	acks    int
+	scrub   *Request              // a pass that goes on all the time, if set
+	scrubs  int                   // pieces that have ended
+	asked   int                   // and that were begun
+	used    map[modelKey]uint32   // by chunk: blocks that were ever touched
+	tags    map[modelKey]modelTag // by chunk: of its last acked write
 	profile
 }
 
 func newModel(t testing.TB, seed uint64, p profile, cfg Config) *model {
 	m := &model{t: t, cfg: cfg, profile: p, blocks: map[modelKey]*modelBlock{},
-		ops: map[*Request]*modelOp{}, used: map[modelKey]uint32{}, torn: map[modelKey]bool{}, seen: map[string]int{}}
+		ops: map[*Request]*modelOp{}, used: map[modelKey]uint32{}, torn: map[modelKey]bool{}, seen: map[string]int{},
+		tags: map[modelKey]modelTag{}, scratch: alignedBytes(cluster.ChunkSize),
+		marked: map[uint64]Marks{}}
 	m.rnd = rand.New(rand.NewPCG(seed, 7))
 	l, err := newLayout(p.size)
 	if p.ring != 0 {
@@ -151,9 +157,16 @@ func (m *model) change(kind string) {
 	if !ok {
 		return
 	}
+	r := &Request{FUA: m.rnd.IntN(1000) < m.syncs}
+	r.NoHole = kind == "zero" && m.rnd.IntN(2) == 0
+	m.submit(r, kind, k, n)
+}
+
+// submit starts a change of a range in which none is in flight.
+func (m *model) submit(r *Request, kind string, k modelKey, n uint32) {
 	v := m.vols[k.volume-1]
-	r := &Request{Volume: k.volume, Gen: v.gen, Interval: v.interval, Chunk: k.chunk,
-		Offset: k.block * cluster.BlockSize, Length: n * cluster.BlockSize, FUA: m.rnd.IntN(1000) < m.syncs}
+	r.Volume, r.Gen, r.Interval, r.Chunk = k.volume, v.gen, v.interval, k.chunk
+	r.Offset, r.Length = k.block*cluster.BlockSize, n*cluster.BlockSize
 	op := &modelOp{kind: kind, first: k, n: n, vol: v}
 	switch kind {
 	case "write":
@@ -167,7 +180,7 @@ func (m *model) change(kind string) {
 	case "trim":
 		r.Op = OpTrim
 	case "zero":
-		r.Op, r.NoHole = OpZero, m.rnd.IntN(2) == 0
+		r.Op = OpZero
 	}
 	for i := range n {
 		b := m.block(k.plus(i))
@@ -205,8 +218,9 @@ func (m *model) snapshot(own *modelOp) map[modelKey]int {
 	return marks
 }
 
-func (m *model) flush() {
-	v := m.vols[m.rnd.IntN(len(m.vols))]
+func (m *model) flush() { m.flushVolume(m.vols[m.rnd.IntN(len(m.vols))]) }
+
+func (m *model) flushVolume(v *modelVolume) {
 	if v.flushing {
 		return
 	}
@@ -263,6 +277,7 @@ func (m *model) take() {
 
 func (m *model) ended(r *Request, op *modelOp) {
 	m.seen[op.kind]++
+	m.acks++
 	for i := range op.n {
 		m.blocks[op.first.plus(i)].busy = false
 	}
@@ -290,6 +305,7 @@ func (m *model) ended(r *Request, op *modelOp) {
 			b := m.blocks[op.first.plus(i)]
 			b.acked = len(b.values) - 1
 		}
+		m.tagged(r, op)
 	}
 	for k, at := range op.marks {
 		b := m.blocks[k]
@@ -353,6 +369,9 @@ func (m *model) recovered(g *rig, adopt bool, before map[modelKey]uint64) map[mo
 	gens := map[cluster.VolumeID]cluster.Generation{}
 	for _, v := range m.vols {
 		gen := g.core.Generation(v.id)
+		if v.dropping {
+			continue
+		}
 		if gens[v.id] = gen; gen != v.gen && !(v.fencing && gen == v.gen-1) {
 			m.t.Fatalf("generation %d of volume %d after a crash, want %d", gen, v.id, v.gen)
 		}
@@ -360,12 +379,17 @@ func (m *model) recovered(g *rig, adopt bool, before map[modelKey]uint64) map[mo
 		for _, x := range r.Regions {
 			regions[chunkKey{uint64(x.Volume), x.Chunk, x.Layer}] = true
 		}
+		m.checkMarks(v.id, r.Regions)
+		m.checkTags(g, v.id, gen, regions)
 		m.resolve(g, v.id, gen, r.Regions)
+	}
+	if adopt {
+		clear(m.tags) // stamped
 	}
 	for _, v := range m.vols {
 		for chunk := range m.chunks {
 			n := m.used[modelKey{v.id, chunk, 0}]
-			if n == 0 {
+			if n == 0 || v.dropping {
 				continue
 			}
 			r := g.must(readReq(v.id, gens[v.id], chunk, 0, n*cluster.BlockSize))
@@ -382,6 +406,10 @@ func (m *model) recovered(g *rig, adopt bool, before map[modelKey]uint64) map[mo
 				if differ && !regions[key] {
 					m.t.Fatalf("block %d of %+v: unflushed writes, not in the activity log: %+v%s",
 						i, key, b, dumpLog(g, key))
+				}
+				if h != b.values[0] && !regions[key] {
+					m.t.Fatalf("block %d of %+v is not what was flushed, and not in the activity log: %+v%s", i, key, b,
+						dumpLog(g, key))
 				}
 				ok := len(b.values) > 1 && m.torn[modelKey{v.id, chunk, i}]
 				found[modelKey{v.id, chunk, i}] = h
@@ -406,7 +434,7 @@ func (m *model) recovered(g *rig, adopt bool, before map[modelKey]uint64) map[mo
 func (m *model) resolve(g *rig, v cluster.VolumeID, gen cluster.Generation, regions []Region) {
 	m.t.Helper()
 	for _, x := range regions {
-		r := g.must(&Request{Op: OpSums, Volume: v, Gen: gen, Chunk: x.Chunk, Data: alignedBytes(1 << 20),
+		r := g.must(&Request{Op: OpSums, Volume: v, Gen: gen, Chunk: x.Chunk, Data: m.scratch,
 			Table: &transport.SumTable{}})
 		if r.Table.Rot != (transport.Bitmap{}) {
 			m.t.Fatalf("chunk %d of volume %d: rot after a power loss: %x, verified %d%s", x.Chunk, v, r.Table.Rot,
@@ -443,30 +471,6 @@ func (m *model) crash() {
 	m.audit()
 }
 
-// scrubbed looks at a piece of a pass and asks for the next one.
-func (m *model) scrubbed() {
-	r := m.scrub
-	if r.Status != transport.StatusOK || !r.Hole && r.Table.Rot != (transport.Bitmap{}) {
-		m.t.Fatalf("scrub of chunk %d: status %d, rot %x", r.Chunk, r.Status, r.Table.Rot)
-	}
-	if s := m.rig.core.Stats(); s.MetaRot != 0 {
-		m.t.Fatalf("scrub: %d pages of healthy metadata were called damaged (position %d)", s.MetaRot, r.Value)
-	}
-	m.scrubs++
-}
-
-func (m *model) quiesce() {
-	m.rig.run()
-	m.take()
-	if len(m.ops) != 0 {
-		for r, op := range m.ops {
-			m.t.Errorf("never answered: %s %+v stage %d", op.kind, op.first, r.stage)
-		}
-		m.t.Fatalf("%d requests hang; %s", len(m.ops), m.rig.core.debug())
-	}
-	m.audit()
-}
-
 func (m *model) stop() {
 	m.quiesce()
 	inc := m.rig.core.Incarnation()
@@ -475,10 +479,15 @@ func (m *model) stop() {
 	if m.rig.core.Incarnation() != inc {
 		m.t.Fatal("the incarnation changed over a clean stop")
 	}
+	m.flushed()
+	m.seen["stop"]++
+}
+
+// flushed: everything that was acked is durable now.
+func (m *model) flushed() {
 	for _, b := range m.blocks {
 		*b = modelBlock{values: b.values[b.acked : b.acked+1]}
 	}
-	m.seen["stop"]++
 }
 
 func (m *model) fence() {
@@ -530,70 +539,4 @@ func (m *model) run() {
 			m.quiesce()
 		}
 	}
-}
-
-// drain flushes all volumes and idles: the activity log and the ring must empty.
-func (m *model) drain() {
-	m.quiesce()
-	m.rig.each = nil // these flushes are not the model's
-	for _, v := range m.vols {
-		r := m.rig.must(&Request{Op: OpALList, Volume: v.id, Gen: v.gen})
-		m.resolve(m.rig, v.id, v.gen, r.Regions)
-		m.rig.flush(v.id, v.gen, v.interval)
-		v.interval++
-	}
-	for _, b := range m.blocks {
-		*b = modelBlock{values: b.values[b.acked : b.acked+1]}
-	}
-	m.rig.each = m.tick
-	for range 200 {
-		more := m.rig.core.Idle()
-		m.rig.run()
-		if !more {
-			break
-		}
-	}
-	m.audit()
-	if s := m.rig.core.Stats(); s.AL > 0 || s.Unfolded > 0 {
-		m.t.Fatalf("idle, and still %d regions, %d unfolded chunks: %s", s.AL, s.Unfolded, m.rig.core.debug())
-	}
-}
-
-// audit checks the core's books at rest.
-func (m *model) audit() {
-	m.t.Helper()
-	c := m.rig.core
-	if len(m.ops) == 0 && (c.reserved != 0 || c.writing != 0 || c.active != 0) {
-		m.t.Fatalf("at rest: reserved %d, writing %d, active %d", c.reserved, c.writing, c.active)
-	}
-	cost, unfolded, pins := 0, 0, 0
-	for i := uint32(3); int(i) < len(c.cache.slabs)*slabPages; i++ {
-		p := c.cache.at(i)
-		if p.state == pageNone && c.slots.info[p.slot].page != i {
-			continue
-		}
-		cost += int(p.cost)
-		pins += int(p.pins)
-		if p.firstSeq != 0 {
-			unfolded++
-			if p.firstSeq < c.log.tail {
-				m.t.Fatalf("tail %d lies beyond an unfolded record at %d", c.log.tail, p.firstSeq)
-			}
-		}
-	}
-	if cost != c.dirtyCost || unfolded != c.cache.unfolded {
-		m.t.Fatalf("dirty cost %d, counted %d; unfolded %d, counted %d", c.dirtyCost, cost,
-			c.cache.unfolded, unfolded)
-	}
-	if len(m.ops) == 0 && pins != 0 && c.verify.stage == verifyIdle {
-		m.t.Fatalf("at rest: %d pins", pins)
-	}
-}
-
-func (c *Core) debug() string {
-	return fmt.Sprintf("ring %d/%d tail %d durable %d next %d; commit %d fold %d wants %v; "+
-		"dirty %d cost %d reserved %d; AL %d pending %d; space %v cache %v flush %v; idle %v",
-		c.log.used(), c.lay.ringPages, c.log.tail, c.log.durableTail, c.log.next, c.commit.stage, c.fold.stage,
-		c.fold.wantsCommit, c.dirty.count, c.dirtyCost, c.reserved, c.al.count, len(c.al.pending),
-		c.spaceQ.head != nil, c.cacheQ.head != nil, c.flushQ.head != nil, c.idle)
 }

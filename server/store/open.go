@@ -96,14 +96,14 @@ func newCore(s superblock, cfg Config) *Core {
 		torn:    map[chunkKey]*tornBlocks{},
 		doubts:  map[chunkKey]*doubt{},
 		hdrSeq:  make([]uint64, s.layout.headerPages()),
-		zeroes:  alignedBytes(cluster.ChunkSize),
+		zeroes:  aligned(zeroMemory[:]),
 	}
 	c.zeroSum = xxhash.Sum64(c.zeroes[:cluster.BlockSize])
 	c.slots.init(s.layout.slots)
 	c.cache.init(cfg.PageCache)
 	c.log.init(s.layout.ringPages, cfg.ALSlots)
-	c.fold.init()
-	c.loads.init()
+	c.fold.init(s.layout.slots, s.layout.headerPages())
+	c.loads.init(s.layout.slots)
 	c.discards.init()
 	return c
 }
@@ -117,8 +117,8 @@ const (
 // by the crash or has rotted; the other one may then be older than what the log
 // covers, so the pages of its chunks decide.
 func (c *Core) readHeaders(d Disk) error {
-	buf := alignedBytes(scanBytes)
 	n := c.lay.headerPages()
+	buf := alignedBytes(min(scanBytes, int(n)*2*pageSize))
 	const step = scanBytes / (2 * pageSize)
 	for first := uint32(0); first < n; first += step {
 		k := min(step, n-first)
