@@ -82,24 +82,31 @@ func Start(t testing.TB, o Options) *Cluster {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Api.Close() })
-	for i := range o.Servers {
-		n := &Node{Name: fmt.Sprintf("sds%d", i+1), Addr: "127.0.0.1:0", c: c}
-		for range o.Devices {
-			d := NewDisk(o.DiskSize)
-			var id cluster.UUID
-			_, _ = crand.Read(id[:])
-			if _, err := store.Format(d, id, cluster.UUID{}, nil); err != nil {
-				t.Fatal(err)
-			}
-			n.Disk = append(n.Disk, d)
-		}
-		c.Node = append(c.Node, n)
-		n.Start()
-		t.Cleanup(func() { n.Stop() })
+	for range o.Servers {
+		c.AddNode(o.Devices, o.DiskSize)
 	}
 	c.AwaitDevices(o.Servers * o.Devices)
 	c.startLoop(o)
 	return c
+}
+
+// AddNode starts one more server, with empty disks.
+func (c *Cluster) AddNode(devices int, size int64) *Node {
+	c.T.Helper()
+	n := &Node{Name: fmt.Sprintf("sds%d", len(c.Node)+1), Addr: "127.0.0.1:0", c: c}
+	for range devices {
+		d := NewDisk(size)
+		var id cluster.UUID
+		_, _ = crand.Read(id[:])
+		if _, err := store.Format(d, id, cluster.UUID{}, nil); err != nil {
+			c.T.Fatal(err)
+		}
+		n.Disk = append(n.Disk, d)
+	}
+	c.Node = append(c.Node, n)
+	n.Start()
+	c.T.Cleanup(func() { n.Stop() })
+	return n
 }
 
 func (c *Cluster) startLoop(o Options) {
@@ -126,7 +133,7 @@ func (c *Cluster) StartMdm() {
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
 	m, err := mdm.Start(ctx, mdm.Config{DataDir: c.mdmDir, Listen: c.mdmAddr, Name: "mdm1",
-		ServerLease: 2 * time.Second, SessionLease: 3 * time.Second,
+		ServerLease: 2 * time.Second, SessionLease: 3 * time.Second, AutoEvict: true,
 		Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		c.T.Fatal(err)

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"braid/mdm/pb"
+	"braid/stripe"
+	"braid/transport/bio"
+)
+
+// load writes and reads ranges of its own until it is stopped, and knows what
+// each byte has to be.
+type load struct {
+	c     *Cluster
+	v     *stripe.Volume
+	span  int
+	model [][]byte
+	stop  chan struct{}
+	group sync.WaitGroup
+}
+
+func startLoad(c *Cluster, v *stripe.Volume, workers, span int) *load {
+	l := &load{c: c, v: v, span: span, stop: make(chan struct{})}
+	for w := range workers {
+		l.model = append(l.model, make([]byte, span))
+		l.group.Go(func() { l.work(w) })
+	}
+	c.T.Cleanup(l.end)
+	return l
+}
+
+func (l *load) work(w int) {
+	rng := rand.New(rand.NewPCG(uint64(w), 17))
+	for round := uint64(0); ; round++ {
+		select {
+		case <-l.stop:
+			return
+		default:
+		}
+		length := 1 + rng.IntN(200_000)
+		off := rng.IntN(l.span - length)
+		data := random(length, round*31+uint64(w))
+		copy(l.model[w][off:], data)
+		at := uint64(w*l.span + off)
+		write := Begin(l.v, bio.Request{Op: bio.Write, Off: at, Len: uint64(length), Data: data})
+		back := make([]byte, length)
+		read := Begin(l.v, bio.Request{Op: bio.Read, Off: at, Len: uint64(length), Data: back})
+		calls := []*Call{write, read}
+		if round%8 == 0 {
+			calls = append(calls, Begin(l.v, bio.Request{Op: bio.Flush}))
+		}
+		for _, call := range calls {
+			if err := call.Wait(Patience); err != nil {
+				l.c.T.Errorf("worker %d, round %d: %v; waiting: %+v", w, round, err, l.v.Waiting())
+				return
+			}
+		}
+		if !bytes.Equal(back, l.model[w][off:off+length]) {
+			l.c.T.Errorf("worker %d, round %d: wrong bytes at %d", w, round, at)
+			return
+		}
+	}
+}
+
+func (l *load) end() {
+	select {
+	case <-l.stop:
+	default:
+		close(l.stop)
+	}
+	l.group.Wait()
+}
+
+// check ends the load and compares every byte.
+func (l *load) check() {
+	l.c.T.Helper()
+	l.end()
+	for w, model := range l.model {
+		for off := 0; off < l.span; off += 1 << 20 {
+			if got := Read(l.c.T, l.v, uint64(w*l.span+off), 1<<20); !bytes.Equal(got, model[off:off+1<<20]) {
+				l.c.T.Fatalf("worker %d: other bytes at %d", w, off)
+			}
+		}
+	}
+}
+
+// balanced waits until nothing moves and no group lacks copies, and returns how
+// many bytes each device uses.
+func (c *Cluster) balanced(what string) map[uint32]uint64 {
+	c.T.Helper()
+	used := map[uint32]uint64{}
+	ctx := context.Background()
+	last := ""
+	defer func() {
+		if c.T.Failed() {
+			c.T.Logf("%s: %s", what, last)
+		}
+	}()
+	Eventually(c.T, "all is in place: "+what, func() bool {
+		m, err := c.Api.Moves(ctx)
+		s, failed := c.Api.Status(ctx)
+		last = m.String() + "; " + s.String()
+		return err == nil && failed == nil && m.Groups == 0 && len(m.Leaving) == 0 && m.Refused == "" &&
+			s.PgsDegraded == 0 && s.PgsRebuilding == 0
+	})
+	devices, err := c.Api.ListDevices(ctx)
+	if err != nil {
+		c.T.Fatal(err)
+	}
+	for _, d := range devices {
+		used[d.Id] = d.Used
+	}
+	return used
+}
+
+// Goal: data follows membership under load without an error or a wrong byte:
+// three servers become five, one is removed in order, one is lost for good. What
+// a device gave away is free there.
+func TestElastic(t *testing.T) {
+	c := Start(t, Options{DiskSize: 512 << 20})
+	v := c.MustAttach(c.CreateVolume(&pb.CreateVolumeRequest{Size: 64 << 20, Replicas: 2}))
+	l := startLoad(c, v, 3, 16<<20)
+	c.balanced("at first")
+	c.AddNode(1, 512<<20)
+	c.AddNode(1, 512<<20)
+	c.AwaitDevices(5)
+	used := c.balanced("after two joined")
+	if used[4] == 0 || used[5] == 0 {
+		t.Errorf("the new devices use %d and %d bytes", used[4], used[5])
+	}
+	if _, err := c.Api.Evacuate(t.Context(), &pb.EvacuateRequest{Server: "sds2"}); err != nil {
+		t.Fatal(err)
+	}
+	if used = c.balanced("after one was removed"); len(used) != 4 {
+		t.Errorf("devices %v are left", used)
+	}
+	c.Node[1].Stop()
+	grace := uint64((2 * time.Second).Milliseconds())
+	if _, err := c.Api.SetMoves(t.Context(), &pb.SetMovesRequest{GraceMs: &grace}); err != nil {
+		t.Fatal(err)
+	}
+	c.Node[0].Kill(true)
+	Eventually(t, "the lost copies are made again", func() bool {
+		m, err := c.Api.Moves(t.Context())
+		s, failed := c.Api.Status(t.Context())
+		return err == nil && failed == nil && m.Groups == 0 && s.PgsDegraded == 0 && s.DevicesUp == 3
+	})
+	l.check()
+	Flush(t, v)
+	total := uint64(0)
+	Eventually(t, "what was moved away is free", func() bool {
+		devices, err := c.Api.ListDevices(t.Context())
+		total = 0
+		for _, d := range devices {
+			if d.Up {
+				total += d.Used
+			}
+		}
+		return err == nil && total == 2*48<<20
+	})
+	if err := Detach(v, Patience); err != nil {
+		t.Error(err)
+	}
+}
