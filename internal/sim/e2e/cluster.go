@@ -40,6 +40,7 @@ type Cluster struct {
 	rng             *rand.Rand
 	volumes         int
 	alSlots         int
+	autoEvict       bool
 }
 
 // Node is one data server.
@@ -59,6 +60,7 @@ type Options struct {
 	Engine    loop.Engine
 	Consumers []buf.Consumer // of the pool, for requests
 	ALSlots   int
+	AutoEvict bool // mdm takes copies out and brings them back by itself
 }
 
 // Start makes a cluster that ends with the test.
@@ -74,7 +76,7 @@ func Start(t testing.TB, o Options) *Cluster {
 		o.DiskSize = 256 << 20
 	}
 	c := &Cluster{T: t, mdmDir: t.TempDir(), mdmAddr: "127.0.0.1:0",
-		rng: rand.New(rand.NewPCG(1, 2)), alSlots: o.ALSlots}
+		rng: rand.New(rand.NewPCG(1, 2)), alSlots: o.ALSlots, autoEvict: o.AutoEvict}
 	c.StartMdm()
 	t.Cleanup(func() { _ = c.Mdm.Close() })
 	var err error
@@ -133,7 +135,7 @@ func (c *Cluster) StartMdm() {
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
 	m, err := mdm.Start(ctx, mdm.Config{DataDir: c.mdmDir, Listen: c.mdmAddr, Name: "mdm1",
-		ServerLease: 2 * time.Second, SessionLease: 3 * time.Second, AutoEvict: true,
+		ServerLease: 2 * time.Second, SessionLease: 3 * time.Second, AutoEvict: c.autoEvict,
 		Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		c.T.Fatal(err)

@@ -28,8 +28,10 @@ type load struct {
 
 func startLoad(c *Cluster, v *stripe.Volume, workers, span int) *load {
 	l := &load{c: c, v: v, span: span, stop: make(chan struct{})}
-	for w := range workers {
+	for range workers {
 		l.model = append(l.model, make([]byte, span))
+	}
+	for w := range workers {
 		l.group.Go(func() { l.work(w) })
 	}
 	c.T.Cleanup(l.end)
@@ -124,7 +126,7 @@ func (c *Cluster) balanced(what string) map[uint32]uint64 {
 // three servers become five, one is removed in order, one is lost for good. What
 // a device gave away is free there.
 func TestElastic(t *testing.T) {
-	c := Start(t, Options{DiskSize: 512 << 20})
+	c := Start(t, Options{DiskSize: 512 << 20, AutoEvict: true})
 	v := c.MustAttach(c.CreateVolume(&pb.CreateVolumeRequest{Size: 64 << 20, Replicas: 2}))
 	l := startLoad(c, v, 3, 16<<20)
 	c.balanced("at first")
