@@ -53,10 +53,47 @@ type alTable struct {
 
 type alRemoval struct{ key chunkKey }
 
-// alOverflow is how far beyond its size the log may grow: room for what clients
-// had in flight when the pressure they see reached its maximum, so that a
-// drained flush never waits for a slot (rule 18).
+// alOverflow is how far beyond its size the log may go before the table grows.
 const alOverflow = 2
+
+// mostRegions is how many entries the log may have (rule 18). A write whose region finds
+// no entry is sent back, and a flush of its interval waits for it; if entries
+// went only after that flush, both would wait for ever. So there is room for what
+// all clients together may have in flight when the pressure that they see has
+// reached its maximum and they hold new writes: the table grows, up to what a
+// quarter of the log ring can hold when everything has to be logged again.
+func (c *Core) mostRegions() int {
+	if c.cfg.ALMost != 0 {
+		return c.cfg.ALMost
+	}
+	const perPage = logPayload / shortRecord
+	return max((int(c.lay.ringPages)/4-maxVolumes/perPage-4)*perPage, c.cfg.ALSlots*alOverflow)
+}
+
+// grow doubles the table.
+func (t *alTable) grow() {
+	old := len(t.ent)
+	n := 2 * old
+	t.ent = append(t.ent, make([]alEntry, n-old)...)
+	t.wait = append(t.wait, make([]reqQueue, n-old)...)
+	for i := n - 1; i >= old; i-- {
+		t.free = append(t.free, uint32(i))
+	}
+	t.pending = append(make([]uint32, 0, n), t.pending...)
+	t.removed = append(make([]alRemoval, 0, n), t.removed...)
+	size := uint32(1) << bits.Len32(uint32(n)*4/3)
+	t.index, t.mask = make([]uint32, size), size-1
+	for e := 1; e < old; e++ {
+		if t.ent[e].state == alFree {
+			continue
+		}
+		i := t.ent[e].key.hash() & t.mask
+		for t.index[i] != 0 {
+			i = (i + 1) & t.mask
+		}
+		t.index[i] = uint32(e)
+	}
+}
 
 func (t *alTable) init(slots, recovered int) {
 	n := slots*alOverflow + recovered + 1

@@ -228,6 +228,9 @@ type Config struct {
 	PageCache int
 	// ALSlots is the size of the activity log; 0: 16384 or the number of chunks.
 	ALSlots int
+	// ALMost is how many regions the activity log may hold at the very most before
+	// writes are sent back with StatusRetry; 0: what a quarter of the log ring holds.
+	ALMost int
 	// VerifyReads compares each block read with its checksum and answers
 	// StatusRot. Without it only the client does (it always does).
 	VerifyReads bool

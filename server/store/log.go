@@ -216,7 +216,15 @@ func (c *Core) retire(limit int) (removed int) {
 // hasEntry reports whether a region can enter the activity log, after retiring
 // what may go.
 func (c *Core) hasEntry() bool {
-	return len(c.al.free) > 0 || c.retire(c.al.slots/8+1) > 0
+	if len(c.al.free) > 0 || c.retire(c.al.slots/8+1) > 0 {
+		return true
+	}
+	if c.al.count-c.al.marked >= c.mostRegions() {
+		return false
+	}
+	c.al.grow()
+	c.log.reserveFor(c.lay.ringPages, len(c.al.ent))
+	return true
 }
 
 func (c *Core) retireable(e uint32) bool {
