@@ -93,8 +93,8 @@ func open(path string, o Options) (*Device, error) {
 	}
 	fd, err := unix.Open(path, flags, 0)
 	if errors.Is(err, unix.EBUSY) {
-		return nil, fmt.Errorf("open %s: %w: it is mounted, or part of a RAID, LVM or device-mapper device",
-			path, ErrInUse)
+		return nil, fmt.Errorf("open %s: %w: it is mounted, part of a RAID, LVM or device-mapper device, "+
+			"or another sds has it", path, ErrInUse)
 	}
 	if errors.Is(err, unix.EINVAL) {
 		return nil, fmt.Errorf("open %s: %w: its file system refuses O_DIRECT", path, ErrAlign)
@@ -115,7 +115,7 @@ func (d *Device) prepare(fd int, o Options, st *unix.Stat_t) error {
 		// Two servers on one device destroy it; O_EXCL alone does not keep a second
 		// opener of a regular file out.
 		if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
-			return fmt.Errorf("open %s: %w: another process has locked it", d.path, ErrInUse)
+			return fmt.Errorf("open %s: %w: another process, probably an sds, has locked it", d.path, ErrInUse)
 		}
 	}
 	d.size = st.Size

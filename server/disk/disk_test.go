@@ -265,3 +265,37 @@ func TestMemCrash(t *testing.T) {
 		}
 	}
 }
+
+// Goal: the faults of a test disk come and go with a file.
+func TestFaultsWhile(t *testing.T) {
+	broken := filepath.Join(t.TempDir(), "broken")
+	t.Setenv(TestDiskEnv, "read-fails-after=0,write-fails-after=0,flush-delay=1h,while="+broken)
+	b, err := Open(backingFile(t), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	sector := alignedSector()
+	use := func() error {
+		_, read := b.ReadAt(sector, 0)
+		_, write := b.WriteAt(sector, 0)
+		return errors.Join(read, write)
+	}
+	if err := errors.Join(use(), b.Flush()); err != nil {
+		t.Fatalf("before the fault: %v", err)
+	}
+	if err := os.WriteFile(broken, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := use(); !errors.Is(err, syscall.EIO) {
+		t.Errorf("with the fault: %v", err)
+	}
+	flushed := make(chan error)
+	go func() { flushed <- b.Flush() }()
+	if err := os.Remove(broken); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(<-flushed, use()); err != nil {
+		t.Errorf("after the fault: %v", err)
+	}
+}

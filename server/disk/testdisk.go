@@ -20,9 +20,12 @@ import (
 //	                       that kill -9 is a power loss with a volatile cache
 //	flush-fails-after=N    the N+1st flush and all later ones fail with EIO
 //	write-fails-after=N    likewise for writes
+//	read-fails-after=N     likewise for reads
 //	flush-delay=DURATION   each flush takes that much longer
 //	io-delay=DURATION      each read and write, one at a time: a disk that does only
 //	                       so many in a second
+//	while=PATH             failures and delays happen, and are counted, only while
+//	                       PATH exists; a delay ends early when it goes
 const TestDiskEnv = "BRAID_TEST_DISK"
 
 // volatileLimit bounds the memory of a volatile disk; beyond it the cache is
@@ -39,10 +42,13 @@ type volatile struct {
 	cached     map[int64][]byte // by sector number
 	flushes    int
 	writes     int
+	reads      int
 	failFlush  int // -1: never
 	failWrite  int
+	failRead   int
 	delay      time.Duration // of a flush
 	ioDelay    time.Duration // of a read or write
+	while      string        // the file that switches faults on; "": they are always on
 }
 
 func wrapTest(d *Device) (Backing, error) {
@@ -50,7 +56,7 @@ func wrapTest(d *Device) (Backing, error) {
 	if spec == "" {
 		return d, nil
 	}
-	v := &volatile{Device: d, cached: map[int64][]byte{}, failFlush: -1, failWrite: -1}
+	v := &volatile{Device: d, cached: map[int64][]byte{}, failFlush: -1, failWrite: -1, failRead: -1}
 	for _, opt := range strings.Split(spec, ",") {
 		if err := v.option(opt); err != nil {
 			_ = d.Close()
@@ -69,6 +75,10 @@ func (v *volatile) option(opt string) (err error) {
 		v.failFlush, err = strconv.Atoi(value)
 	case "write-fails-after":
 		v.failWrite, err = strconv.Atoi(value)
+	case "read-fails-after":
+		v.failRead, err = strconv.Atoi(value)
+	case "while":
+		v.while = value
 	case "flush-delay":
 		v.delay, err = time.ParseDuration(value)
 	case "io-delay":
@@ -82,17 +92,53 @@ func (v *volatile) option(opt string) (err error) {
 // FD is -1: all I/O has to come through the methods.
 func (v *volatile) FD() int { return -1 }
 
-// work is the time that one I/O takes.
-func (v *volatile) work() {
-	if v.ioDelay > 0 {
-		<-time.After(v.ioDelay)
+// faulty reports whether faults are switched on.
+func (v *volatile) faulty() bool {
+	if v.while == "" {
+		return true
 	}
+	_, err := os.Stat(v.while)
+	return err == nil
+}
+
+// work takes the time that a slow disk takes.
+func (v *volatile) work(d time.Duration) {
+	if d <= 0 || !v.faulty() {
+		return
+	}
+	end := time.After(d)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-end:
+			return
+		case <-tick.C:
+			if !v.faulty() {
+				return
+			}
+		}
+	}
+}
+
+// fail counts an operation and says whether it is to fail.
+func (v *volatile) fail(what string, count *int, after int) error {
+	if after < 0 || !v.faulty() {
+		return nil
+	}
+	if *count++; *count <= after {
+		return nil
+	}
+	return fmt.Errorf("test disk: %s %d: %w", what, *count, syscall.EIO)
 }
 
 func (v *volatile) ReadAt(p []byte, off int64) (int, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.work()
+	v.work(v.ioDelay)
+	if err := v.fail("read", &v.reads, v.failRead); err != nil {
+		return 0, err
+	}
 	n, err := v.Device.ReadAt(p, off)
 	for o := 0; o+sector <= n; o += sector {
 		if b := v.cached[(off+int64(o))/sector]; b != nil {
@@ -105,10 +151,9 @@ func (v *volatile) ReadAt(p []byte, off int64) (int, error) {
 func (v *volatile) WriteAt(p []byte, off int64) (int, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.work()
-	v.writes++
-	if v.failWrite >= 0 && v.writes > v.failWrite {
-		return 0, fmt.Errorf("test disk: write %d: %w", v.writes, syscall.EIO)
+	v.work(v.ioDelay)
+	if err := v.fail("write", &v.writes, v.failWrite); err != nil {
+		return 0, err
 	}
 	if !v.isVolatile {
 		return v.Device.WriteAt(p, off)
@@ -149,13 +194,10 @@ func (v *volatile) writeOut() error {
 func (v *volatile) Flush() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.flushes++
-	if v.failFlush >= 0 && v.flushes > v.failFlush {
-		return fmt.Errorf("test disk: flush %d: %w", v.flushes, syscall.EIO)
+	if err := v.fail("flush", &v.flushes, v.failFlush); err != nil {
+		return err
 	}
-	if v.delay > 0 {
-		<-time.After(v.delay)
-	}
+	v.work(v.delay)
 	if err := v.writeOut(); err != nil {
 		return err
 	}
