@@ -77,7 +77,16 @@ func read(t *testing.T, path string) string {
 // script calls scripts/cluster.
 func (c *cluster) script(t *testing.T, args ...string) {
 	t.Helper()
+	c.scriptWith(t, "", args...)
+}
+
+// scriptWith does so with one more variable, NAME=VALUE, in the environment.
+func (c *cluster) scriptWith(t *testing.T, variable string, args ...string) {
+	t.Helper()
 	cmd := exec.Command(filepath.Join(root(t), "scripts", "cluster"), append(args, "--dir", c.dir)...)
+	if variable != "" {
+		cmd.Env = append(os.Environ(), variable)
+	}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("scripts/cluster %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
@@ -142,60 +151,18 @@ func (c *cluster) volume(t *testing.T, name, size string, options ...string) {
 	c.do(t, "scli", append([]string{"volume", "create", name, "--size", size}, options...)...)
 }
 
-// export is a volume served on a unix socket by `sdc serve`.
-type export struct {
-	uri  string
-	sock string
-	cmd  *exec.Cmd
-	log  bytes.Buffer
-}
-
-// serve starts `sdc serve` and waits until the socket is there.
-func (c *cluster) serve(t *testing.T, volume string, options ...string) *export {
+// refused runs a command that must fail with that code and say all the words.
+func (c *cluster) refused(t *testing.T, code int, words []string, name string, args ...string) {
 	t.Helper()
-	e := &export{sock: filepath.Join(c.dir, volume+".sock")}
-	e.uri = "nbd+unix:///" + volume + "?socket=" + e.sock
-	e.cmd = exec.Command(filepath.Join(c.bin, "sdc"),
-		append([]string{"serve", "--volume", volume, "--socket", e.sock}, options...)...)
-	e.cmd.Env = append(os.Environ(), "BRAID_MDM="+c.mdm, "BRAID_RUN="+c.run)
-	e.cmd.Stdout, e.cmd.Stderr = &e.log, &e.log
-	if err := e.cmd.Start(); err != nil {
-		t.Fatal(err)
+	cmd := c.command(t, name, args...)
+	out, err := cmd.CombinedOutput()
+	line := name + " " + strings.Join(args, " ")
+	if err == nil || cmd.ProcessState.ExitCode() != code {
+		t.Errorf("%s: exit code %d, want %d:\n%s", line, cmd.ProcessState.ExitCode(), code, out)
 	}
-	ended := make(chan struct{})
-	go func() { _ = e.cmd.Wait(); close(ended) }()
-	t.Cleanup(func() { e.stop(t, ended) })
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for limit := time.After(30 * time.Second); ; {
-		if _, err := os.Stat(e.sock); err == nil {
-			return e
-		}
-		select {
-		case <-tick.C:
-		case <-ended:
-			t.Fatalf("sdc serve has ended: %v\n%s", e.cmd.ProcessState, e.log.String())
-		case <-limit:
-			t.Fatalf("sdc serve made no socket in 30 s")
-		}
-	}
-}
-
-// stop ends sdc serve by SIGTERM, which must drain and end it with code 0.
-func (e *export) stop(t *testing.T, ended chan struct{}) {
-	t.Helper()
-	_ = e.cmd.Process.Signal(os.Interrupt)
-	select {
-	case <-ended:
-	case <-time.After(30 * time.Second):
-		t.Errorf("sdc serve did not end within 30 s; killing it")
-		_ = e.cmd.Process.Kill()
-		<-ended
-	}
-	if code := e.cmd.ProcessState.ExitCode(); code != 0 || t.Failed() {
-		t.Logf("sdc serve ended with %d and had said:\n%s", code, e.log.String())
-		if code != 0 {
-			t.Fail()
+	for _, word := range words {
+		if !strings.Contains(string(out), word) {
+			t.Errorf("%s does not say %q:\n%s", line, word, out)
 		}
 	}
 }

@@ -18,7 +18,7 @@ say "attached, requests of up to $large KiB"
 # The driver makes one queue per socket.
 queues=$(find /sys/block/nbd0/mq -mindepth 1 -maxdepth 1 | wc -l)
 [ "$BRAID_GUEST" = uml ] || [ "$queues" -ge 2 ] || fail "only $queues queue"
-fails "" sdc attach /dev/nbd0 --volume home
+fails "volume home is attached" sdc attach /dev/nbd0 --volume home
 
 mkfs.ext4 -q /dev/nbd0
 mount /dev/nbd0 mnt

@@ -13,7 +13,7 @@ for i in 0 1 2 3; do
 	[ "$(readlink -f /dev/braid/vol$i)" = /dev/nbd$i ] || fail "no /dev/braid/vol$i"
 done
 [ "$(sdc list -o json | jq length)" = 4 ] || fail "sdc list does not show four"
-fails "" sdc attach /dev/nbd4
+fails "vol3" sdc attach /dev/nbd4
 
 for i in 0 1 2 3; do
 	fio --name=vol$i --filename=/dev/nbd$i --rw=randrw --bs=4k-32k --ioengine=libaio \
