@@ -119,7 +119,9 @@ func (a *api) WatchMap(ctx context.Context, r *connect.Request[pb.WatchMapReques
 				delta = st.Delta(sent, volumes)
 			}
 		})
-		if delta != nil && (first || !emptyDelta(delta)) {
+		// Who gets everything gets every version, too: a server must not stay behind a
+		// client that got the whole map a moment later (rule 24).
+		if delta != nil && (first || !emptyDelta(delta) || len(volumes) == 0 && delta.Version > sent) {
 			if err := stream.Send(pb.FromDelta(delta)); err != nil {
 				return err
 			}

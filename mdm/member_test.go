@@ -376,6 +376,7 @@ func TestTombstonesGo(t *testing.T) {
 		}
 		return n
 	}
+	everything := follow(t, c)
 	for i, lease := range leases {
 		if n := removed(); n != 1 {
 			t.Errorf("%d tombstones after %d of 2 devices are done", n, i)
@@ -392,6 +393,12 @@ func TestTombstonesGo(t *testing.T) {
 	if n := removed(); n != 0 {
 		t.Errorf("%d tombstones after all devices are done", n)
 	}
+	// A whole map, as a client gets it now, must not be newer than what servers are
+	// sent: they would refuse its flushes for ever.
+	version := follow(t, newClient(t, m.Addr())).until(t, "there is anything", func(m *cluster.Map) bool {
+		return m.Version > 0
+	}).Version
+	everything.until(t, "the version is that of a new client", func(m *cluster.Map) bool { return m.Version >= version })
 }
 
 // Goal: what was decided is there after a restart, numbers go on, and who

@@ -320,3 +320,22 @@ func TestRemovedDevicesAreReckonedWith(t *testing.T) {
 		t.Errorf("after it has: fence %v", b.Fence)
 	}
 }
+
+// Goal: what mdm notes for itself makes no new version of the map, since nobody
+// would be sent one, and clients that come later would be ahead of all servers.
+func TestNotesAreNoVersions(t *testing.T) {
+	y := newYard(t, 3, 2)
+	y.reports = append(y.reports, report(3, 1))
+	y.register(y.reports[3])
+	before := y.state().MapVersion()
+	if plan := y.plan(); len(plan.Moves) == 0 {
+		t.Fatal("nothing is to move")
+	}
+	if got := y.state().MapVersion(); got != before {
+		t.Errorf("planned moves made map version %d of %d", got, before)
+	}
+	y.announce()
+	if got := y.state().MapVersion(); got == before {
+		t.Error("announced targets made no new version")
+	}
+}

@@ -131,9 +131,11 @@ func (s *State) apply(c Change) error {
 			s.retired[uuid] = c.Value != nil
 		}
 		return err
-	case serverPrefix, devicePrefix, volumePrefix, removedPrefix, setPrefix, pagePrefix:
+	case serverPrefix, devicePrefix, volumePrefix, removedPrefix, setPrefix:
 		s.mapVersion = max(s.mapVersion, c.Revision)
 		return s.applyMap(kind, name, c)
+	case pagePrefix:
+		return s.applyPage(name, c)
 	}
 	return nil // the election's keys
 }
@@ -158,11 +160,9 @@ func (s *State) applyMap(kind, name string, c Change) error {
 	case removedPrefix:
 		id, err := hex[cluster.VolumeID](name)
 		return orElse(err, func() error { return applyRecord(s.removed, id, c.Value) })
-	case setPrefix:
+	default:
 		number, err := hex[uint32](name)
 		return orElse(err, func() error { return applyRecord(s.sets, number, c.Value) })
-	default:
-		return s.applyPage(name, c)
 	}
 }
 
@@ -190,7 +190,8 @@ func (s *State) applyIdentity(c Change) error {
 }
 
 // applyPage keeps the version of groups that stay as they are, so that a change
-// of one does not send its page to everybody.
+// of one does not send its page to everybody. Nor does the map get a version that
+// shows nothing: what mdm notes about groups for itself concerns nobody else.
 func (s *State) applyPage(name string, c Change) error {
 	setText, pageText, _ := strings.Cut(name, "/")
 	set, err := hex[uint32](setText)
@@ -203,6 +204,7 @@ func (s *State) applyPage(name string, c Change) error {
 	}
 	if c.Value == nil {
 		delete(s.pages[set], index)
+		s.mapVersion = max(s.mapVersion, c.Revision)
 		return nil
 	}
 	var p page
@@ -227,6 +229,9 @@ func (s *State) applyPage(name string, c Change) error {
 			}
 		}
 		groups[i] = next
+		if next.version == c.Revision {
+			s.mapVersion = max(s.mapVersion, c.Revision)
+		}
 	}
 	s.pages[set][index] = groups
 	return nil
