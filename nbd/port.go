@@ -52,6 +52,7 @@ type Port struct {
 	stalls  loop.Timer
 	hangups loop.Timer
 	stats   Counters
+	meter   portMeter
 	// drained is called when the last connection has ended.
 	drained func()
 }

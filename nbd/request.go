@@ -350,6 +350,7 @@ func (c *Conn) submit(p *piece) {
 	p.req.left++
 	c.atDevice++
 	p.Err = nil
+	p.Trace.Begin(p.req.start, c.port.loop.Now())
 	c.port.dev.Submit(&p.Request)
 }
 
@@ -358,6 +359,7 @@ func (p *piece) RequestDone(*bio.Request) {
 	c, r := p.conn, p.req
 	c.atDevice--
 	r.left--
+	p.Trace.Done = c.port.loop.Now()
 	if p.Err != nil && r.err == nil {
 		r.err = p.Err
 	}
@@ -447,7 +449,7 @@ func (c *Conn) takePiece(r *request) *piece {
 	p := c.freePiece
 	c.freePiece = p.link
 	p.link, p.sibling, p.req, p.reply = nil, nil, r, replySimple
-	p.Err = nil
+	p.Err, p.Trace.Submitted = nil, 0
 	r.out++
 	r.unsent++
 	return p

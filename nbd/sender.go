@@ -64,6 +64,8 @@ func (s *sender) flush() {
 		if !s.emit(p) {
 			break
 		}
+		// Freed or not, p is not used again before this turn ends.
+		s.conn.port.meter.replied(&p.Request, s.conn.port.loop.Now())
 		s.head = next
 	}
 	if s.head == nil {

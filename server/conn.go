@@ -63,6 +63,7 @@ func (c *conn) Incoming(tc *transport.Conn, h *transport.Header) ([][]byte, bool
 		return nil, false
 	}
 	s.conn, s.state, s.since = c, slotReceiving, d.loop.Now()
+	s.arrived = s.since
 	payload := int(h.Payload)
 	need := payload
 	if payload == 0 {
@@ -98,6 +99,8 @@ func replyRoom(h *transport.Header) int {
 		}
 	case transport.OpALList, transport.OpTags:
 		return listBytes
+	case transport.OpStats:
+		return statsBytes
 	case transport.OpSums:
 		return cluster.ChunkSize // the store reads the chunk there
 	}
@@ -127,6 +130,8 @@ func (c *conn) Frame(_ *transport.Conn, h *transport.Header, sums []byte) {
 			return
 		}
 		d.submit(s)
+	case transport.OpStats:
+		d.tellStats(s)
 	default:
 		d.reply(s, transport.StatusRefused)
 	}

@@ -59,6 +59,7 @@ type device struct {
 	dead        atomic.Bool // failed for good
 	live        atomic.Bool // started
 	stats       deviceStats
+	meter       deviceMeter // the loop's
 
 	// mu guards report. It is a leaf, held for copies only.
 	mu     sync.Mutex

@@ -18,6 +18,7 @@ const (
 	// reads no reply cannot take them all.
 	maxRequestsPerConn = 512
 	listBytes          = 64 << 10                   // payload of one part of an activity-log or tag list
+	statsBytes         = 64 << 10                   // payload of the answer to OpStats
 	maxControlSize     = 64                         // payload of open and fence requests, bytes
 	linkMask           = 0x0f                       // the part of Hello.Flags that numbers a client's connections
 	bitmapSize         = cluster.BlocksPerChunk / 8 // bytes

@@ -9,6 +9,7 @@ import (
 
 	"braid/server/store"
 	"braid/transport"
+	"braid/transport/meter/expose"
 )
 
 // Collector exposes the server's counters. It reads what loops publish and
@@ -40,6 +41,12 @@ func storeMetrics() []metric {
 			func(s *stats) uint64 { return s.FoldPages }},
 		{"rot_blocks_total", "Blocks that did not match their checksum.", c,
 			func(s *stats) uint64 { return s.Rot }},
+		{"mended_blocks_total", "Of these, blocks that were written again from another copy.", c,
+			func(s *stats) uint64 { return s.Mended }},
+		{"scrubbed_bytes_total", "Bytes read and verified by scrubs.", c,
+			func(s *stats) uint64 { return s.ScrubBytes }},
+		{"log_pages_in_use", "Pages of the log ring that are in use.", g,
+			func(s *stats) uint64 { return s.RingUsed }},
 		{"store_errors_total", "Requests that the store failed.", c,
 			func(s *stats) uint64 { return s.Errors }},
 		{"chunks", "Chunks that fit on the device.", g, func(s *stats) uint64 { return s.Chunks }},
@@ -94,6 +101,7 @@ func (d *device) collect(out chan<- prometheus.Metric) {
 	if !d.live.Load() {
 		return
 	}
+	d.collectMeters(out)
 	const c, g = prometheus.CounterValue, prometheus.GaugeValue
 	st, ls := &d.stats, d.loop.Stats()
 	send(c, "frames_total", "Requests received.", float64(st.frames.Load()))
@@ -116,4 +124,39 @@ func (d *device) collect(out chan<- prometheus.Metric) {
 			send(m.kind, m.name, m.help, float64(m.value(s)))
 		}
 	}
+}
+
+// collectMeters sends what only the loop of the device can tell.
+func (d *device) collectMeters(out chan<- prometheus.Metric) {
+	s, ok := d.measured()
+	if !ok {
+		return
+	}
+	labels := prometheus.Labels{"device": d.path, "uuid": d.uuid.String()}
+	send := sender(out, labels)
+	send(prometheus.GaugeValue, "requests_in_flight", "Requests that are received, stored or answered.",
+		float64(s.Requests))
+	send(prometheus.GaugeValue, "disk_queue", "Operations that the disk has.", float64(s.DiskQueue))
+	send(prometheus.GaugeValue, "map_version", "Version of the map that is adopted.", float64(s.MapVersion))
+	request := prometheus.NewDesc("braid_sds_request_seconds",
+		"From a request's header to its answer.", []string{"op"}, labels)
+	stored := prometheus.NewDesc("braid_sds_store_seconds",
+		"Of it, in the store: activity log, disk, and the queues before them.", []string{"op"}, labels)
+	disk := prometheus.NewDesc("braid_sds_disk_seconds", "Operations of the disk.", []string{"op"}, labels)
+	receive := prometheus.NewDesc("braid_sds_receive_seconds",
+		"From a write's header to its last byte.", nil, labels)
+	for i, name := range opNames {
+		served, inStore := s.Served[name], s.Stored[name]
+		out <- expose.Histogram(request, &served, name)
+		out <- expose.Histogram(stored, &inStore, name)
+		if i != opFlush {
+			send(prometheus.CounterValue, "payload_bytes_total", "Payload of requests.",
+				float64(s.Bytes[name]), "op", name)
+		}
+	}
+	for _, name := range diskNames {
+		one := s.Disk[name]
+		out <- expose.Histogram(disk, &one, name)
+	}
+	out <- expose.Histogram(receive, &s.Receive)
 }

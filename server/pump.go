@@ -138,8 +138,9 @@ func (d *device) reply(s *slot, status transport.Status) {
 	}
 	h := &s.msg.Header
 	*h = transport.Header{Op: s.head.Op, Flags: transport.FlagReply, Status: status, ID: s.head.ID,
-		Session: s.head.Session, Interval: d.incarnation.Load(), PG: s.head.PG, Epoch: s.head.Epoch,
+		Session: s.head.Session, Interval: d.incarnation.Load(),
 		Chunk: s.head.Chunk, Length: s.head.Length}
+	h.PG, h.Epoch = d.measure(s)
 	if d.core != nil {
 		h.Interval, h.Offset = uint64(d.core.Incarnation()), uint32(d.core.Pressure())
 	}
@@ -168,7 +169,7 @@ func (s *slot) answer(h *transport.Header) {
 		if !r.Hole {
 			s.msg.Sums, h.Sums = r.Sums, uint16(len(r.Sums)/8)
 		}
-	case transport.OpStatus:
+	case transport.OpStatus, transport.OpStats:
 	case transport.OpALList:
 		payload = listRegions(s.payload, r)
 	case transport.OpTags:
@@ -304,6 +305,7 @@ func (o *diskOp) end(err error) {
 		d.newest = o.prev
 	}
 	o.prev, o.next, o.rest = nil, nil, nil
+	d.meter.disk[o.io.Kind].Record(d.loop.Now() - o.since)
 	if err != nil {
 		d.stats.diskErrors.Add(1)
 		err = fmt.Errorf("%s at %d: %w", ioName(o.io.Kind), o.io.Off, err)

@@ -38,6 +38,7 @@ type slot struct {
 	state   slotState
 	ticket  gate.Ticket
 	done    bool  // answered without the store
+	arrived int64 // loop time of its header
 	since   int64 // loop time of the last change of state
 	next    *slot
 }

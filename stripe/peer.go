@@ -39,7 +39,9 @@ type peer struct {
 	link    int32
 	pause   time.Duration
 	lastErr error // why it is not up
-	wanted  bool
+	// nextDial is when the next attempt begins; for people.
+	nextDial time.Time
+	wanted   bool
 
 	open    transport.Msg
 	openBuf [transport.OpenRequestSize]byte
@@ -98,7 +100,7 @@ func (p *peer) dial(after time.Duration) {
 		p.lastErr = errors.New("the map does not know the device")
 		return
 	}
-	p.state = peerDialling
+	p.state, p.nextDial = peerDialling, time.Now().Add(after)
 	addr := dev.Addr
 	hello := transport.Hello{Cluster: v.current.Cluster, Device: dev.UUID, Client: v.cfg.ClientID,
 		Role: transport.Client, Flags: uint8(p.key.number)}

@@ -52,6 +52,7 @@ const (
 	OpLock
 	OpUnlock  // a request of the server: ends OpLock; answered too
 	OpConfirm // answered with StatusOK if the session's generation is the newest here
+	OpStats   // the reply's payload is the device's counters, as JSON
 	opSentinel
 )
 
@@ -99,8 +100,10 @@ const (
 //	20  4  session handle: stands for volume and generation on this connection
 //	24  8  interval (requests; a peer's name the volume here); incarnation of the
 //	       device (replies)
-//	32  4  placement group
-//	36  4  epoch of that group as the sender knows it
+//	32  4  placement group (requests); microseconds from the request's header to
+//	       this reply (replies of servers)
+//	36  4  epoch of that group as the sender knows it (requests); of these
+//	       microseconds those in the store (replies of servers)
 //	40  8  chunk index within the volume
 //	48  4  offset in the chunk, bytes (requests); activity-log pressure, 0-1000 (replies)
 //	52  4  length of the range, bytes
@@ -116,8 +119,8 @@ type Header struct {
 	Payload  uint32
 	Session  uint32
 	Interval uint64 // in replies: the incarnation
-	PG       uint32
-	Epoch    uint32
+	PG       uint32 // in replies of servers: their time for it, µs
+	Epoch    uint32 // in replies of servers: of it, that in the store, µs
 	Chunk    uint64
 	Offset   uint32 // in replies: the pressure
 	Length   uint32

@@ -26,7 +26,7 @@ var rules = []rule{
 	{"cmd/internal/...", []string{"cluster", "mdm/client", "transport/...", "cmd/internal/..."}},
 	{"cmd/...", []string{"cluster", "mdm/...", "nbd/...", "server/...", "stripe/...",
 		"transport/...", "cmd/..."}},
-	{"nbd/...", []string{"transport/buf", "transport/loop", "transport/bio", "nbd/..."}},
+	{"nbd/...", []string{"transport/buf", "transport/loop", "transport/bio", "transport/meter", "nbd/..."}},
 	{"stripe/...", []string{"cluster", "cluster/rules", "transport/...", "mdm/client", "stripe/..."}},
 	{"server/disk/...", []string{"transport/loop", "transport/buf", "server/disk/..."}},
 	{"server/store/...", []string{"cluster", "cluster/rules", "transport", "server/store/..."}},

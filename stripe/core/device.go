@@ -40,8 +40,9 @@ type device struct {
 	isListed     bool   // it has told all of its activity log
 	relists      bool   // and does so again, after it lost its memory
 	cursor       uint64 // of its list
-	confirmed    int64  // rule 15: when the newest request that it answered well was sent
-	reportAt     int64  // when it is to be reported; 0: never
+	meter        *deviceMeter
+	confirmed    int64 // rule 15: when the newest request that it answered well was sent
+	reportAt     int64 // when it is to be reported; 0: never
 }
 
 // span is a range of intervals; first is 0 when it is empty.

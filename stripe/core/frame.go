@@ -117,6 +117,9 @@ func (c *Core) describe(f *Frame, p *piece) {
 	h.PG, h.Epoch = uint32(g.id), g.epoch
 	h.Chunk, h.Offset, h.Length = p.chunk, p.off, p.length
 	f.req = p.req
+	if r := c.reqs[p.req].r; r != nil && r.Trace.Sent == 0 {
+		r.Trace.Sent = c.now
+	}
 	switch {
 	case p.undo:
 		h.Op, h.Flags, h.Interval = transport.OpTrim, 0, p.interval

@@ -139,7 +139,8 @@ func (c *Core) device(id cluster.DeviceID) int32 {
 	}
 	i := int32(len(c.devs))
 	c.devIndex[id] = i
-	c.devs = append(c.devs, device{id: id, queue: emptyList, awaySince: max(c.now, 1)})
+	c.devs = append(c.devs, device{id: id, queue: emptyList, awaySince: max(c.now, 1),
+		meter: &deviceMeter{}})
 	for range deviceCopies {
 		c.copies = append(c.copies, copyState{dev: i, frame: none, prev: none, next: none})
 	}

@@ -84,6 +84,7 @@ func (c *Core) Reply(now int64, l int32, h *transport.Header, sums, text []byte)
 	ref, op := f.copy, f.Header.Op
 	f.copy = none
 	c.endFrame(fi)
+	c.measure(ref, f, h)
 	if h.Status == transport.StatusFenced {
 		c.lose(c.fencedError(serverText(&c.devs[dev], text)))
 		return

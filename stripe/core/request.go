@@ -75,6 +75,7 @@ func (c *Core) start(r *bio.Request) {
 	q := &c.reqs[slot]
 	q.r, q.op, q.phase, q.err = r, r.Op, phaseLock, nil
 	q.open, q.pins, q.locked, q.issued = 0, 0, true, false
+	r.Trace.Granted = 0
 	q.setRange()
 	// Rule 7: nothing is sent before every earlier overlapping request is complete
 	// everywhere.
@@ -101,6 +102,9 @@ func (q *request) setRange() {
 // proceed starts the next phase of a request whose range is granted.
 func (c *Core) proceed(slot int32) {
 	q := &c.reqs[slot]
+	if q.phase == phaseLock {
+		q.r.Trace.Granted = c.now
+	}
 	if q.phase == phaseLock && q.writes() && (q.headCut || q.tailCut) {
 		q.begin(phaseEdges)
 		c.edgeLegs(q, transport.OpRead)

@@ -97,6 +97,7 @@ type Request struct {
 	Extents []Extent
 	Err     error
 	Done    Completer
+	Trace   Trace
 
 	// Dev is scratch for the device while it owns the request.
 	Dev struct {
