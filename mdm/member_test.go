@@ -359,7 +359,9 @@ func TestAttachContention(t *testing.T) {
 // Goal: servers that freed a deleted volume are heard, and its tombstone goes
 // when the last one did.
 func TestTombstonesGo(t *testing.T) {
-	m := startMember(t, testConfig(t))
+	config := testConfig(t)
+	config.ServerLease = time.Hour // nothing else happens
+	m := startMember(t, config)
 	c := newClient(t, m.Addr())
 	leases := []uint64{register(t, c, 1).LeaseID, register(t, c, 2).LeaseID}
 	v := create(t, c, "v", 2)
