@@ -400,7 +400,9 @@ func TestTombstonesGo(t *testing.T) {
 	version := follow(t, newClient(t, m.Addr())).until(t, "there is anything", func(m *cluster.Map) bool {
 		return m.Version > 0
 	}).Version
-	everything.until(t, "the version is that of a new client", func(m *cluster.Map) bool { return m.Version >= version })
+	everything.until(t, "the version is that of a new client", func(m *cluster.Map) bool {
+		return m.Version >= version
+	})
 }
 
 // Goal: what was decided is there after a restart, numbers go on, and who
