@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"sync"
 	"syscall"
 	"time"
@@ -18,16 +17,22 @@ import (
 
 // Terms of the care for copies.
 const (
-	probeTimeout = time.Second
+	//
+	// probeTimeout bounds mdm's own look at a server that a client cannot reach. The
+	// client has waited for transport.DefaultSilence by then; both together are what
+	// a server that hangs costs.
+	probeTimeout = 700 * time.Millisecond
 	probeAge     = 500 * time.Millisecond // a probe's answer is used again so long
 	// reportTerm is how long a client has to report a device that mdm can reach
 	// before mdm sides with it; a pause of reportGap starts that anew.
 	reportTerm = 2 * time.Second
 	reportGap  = 3 * time.Second
 	// A device that is announced as a target again and again waits longer each
-	// time, so that one that flaps does not flood everybody with maps.
-	firstHold   = time.Second
-	longestHold = time.Minute
+	// time, so that one that flaps does not flood everybody with maps. The first few
+	// times are free of that: a machine that is repaired is restarted a few times.
+	firstHold   = 500 * time.Millisecond
+	freeHolds   = 5
+	longestHold = 30 * time.Second
 	calmAfter   = 10 * time.Minute
 )
 
@@ -38,6 +43,7 @@ type care struct {
 	flaps    map[cluster.DeviceID]*flap
 	troubles map[cluster.DeviceID]map[cluster.VolumeID]*complaint
 	probes   map[string]*probe
+	ask      func(ctx context.Context, addr string) error // Config.Probe
 }
 
 // flap counts how often a device became a target lately.
@@ -57,8 +63,8 @@ type probe struct {
 	at   time.Time
 }
 
-func newCare() *care {
-	return &care{flaps: map[cluster.DeviceID]*flap{}, probes: map[string]*probe{},
+func newCare(ask func(context.Context, string) error) *care {
+	return &care{ask: ask, flaps: map[cluster.DeviceID]*flap{}, probes: map[string]*probe{},
 		troubles: map[cluster.DeviceID]map[cluster.VolumeID]*complaint{}}
 }
 
@@ -97,7 +103,7 @@ func (c *care) hold(ids []cluster.DeviceID, now time.Time) {
 			c.flaps[id] = f
 		}
 		f.last = now
-		f.until = now.Add(min(firstHold<<min(f.count, 10), longestHold))
+		f.until = now.Add(min(firstHold<<min(max(f.count-freeHolds, 0), 10), longestHold))
 		f.count++
 	}
 }
@@ -120,8 +126,8 @@ func (c *care) complain(t trouble, now time.Time) time.Duration {
 	return now.Sub(x.first)
 }
 
-// look probes an address: nil when something accepts connections there. Callers
-// of the same time share one probe.
+// look probes an address: nil when a server answers there. Callers of the same
+// time share one probe.
 func (c *care) look(ctx context.Context, addr string) error {
 	c.mu.Lock()
 	p := c.probes[addr]
@@ -132,11 +138,10 @@ func (c *care) look(ctx context.Context, addr string) error {
 	}
 	c.mu.Unlock()
 	if fresh {
-		conn, err := (&net.Dialer{Timeout: probeTimeout}).DialContext(ctx, "tcp", addr)
-		if err == nil {
-			err = conn.Close()
-		}
-		p.err, p.at = err, time.Now()
+		ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+		p.err = c.ask(ctx, addr)
+		cancel()
+		p.at = time.Now()
 		close(p.done)
 	}
 	<-p.done
@@ -211,9 +216,10 @@ type verdict struct {
 	text    string
 }
 
-// judge decides about a report: a process that has ended is out at once, with
-// all of its devices; a device that mdm can reach, after a while, unless the
-// client seems to be what is broken.
+// judge decides about a report: a server that mdm cannot reach either counts as
+// down at once, with all of its devices, until it registers again; a device that
+// mdm can reach is out after a while, unless the client seems to be what is
+// broken.
 func (l *leader) judge(ctx context.Context, t trouble) (v verdict, last []cluster.PGID, err error) {
 	var addr, server string
 	var evict, up, abandons bool
@@ -233,15 +239,20 @@ func (l *leader) judge(ctx context.Context, t trouble) (v verdict, last []cluste
 	}
 	since := l.care.complain(t, l.now())
 	if up {
-		if found := l.care.look(ctx, addr); gone(found) {
+		found := l.care.look(ctx, addr)
+		if found != nil {
 			l.leases.endServer(server)
 			if err := l.expire(ctx); err != nil {
 				return v, nil, err
 			}
-			up, v.text = false, fmt.Sprintf("server %s has ended: %v", server, found)
-		} else if found != nil {
+			up = false
+		}
+		switch {
+		case gone(found):
+			v.text = fmt.Sprintf("server %s has ended: %v", server, found)
+		case found != nil:
 			v.text = fmt.Sprintf("mdm cannot reach server %s either: %v", server, found)
-		} else {
+		default:
 			v.text = fmt.Sprintf("mdm can reach server %s", server)
 		}
 	} else {

@@ -3,6 +3,7 @@
 package mdm
 
 import (
+	"context"
 	"errors"
 	"net"
 	"strings"
@@ -156,10 +157,10 @@ func TestReportDevice(t *testing.T) {
 
 // Goal: a device that becomes a target again and again waits longer each time.
 func TestHold(t *testing.T) {
-	c, now := newCare(), time.Now()
+	c, now := newCare(connects), time.Now()
 	ids := []cluster.DeviceID{1}
 	var waits []time.Duration
-	for range 8 {
+	for range 16 {
 		c.hold(ids, now)
 		waits = append(waits, c.flaps[1].until.Sub(now))
 		if !c.held(now)(1) || c.held(now)(2) || c.held(now.Add(longestHold))(1) {
@@ -167,7 +168,8 @@ func TestHold(t *testing.T) {
 		}
 		now = now.Add(longestHold)
 	}
-	if waits[0] != firstHold || waits[3] != 8*firstHold || waits[7] != longestHold {
+	if waits[0] != firstHold || waits[freeHolds] != firstHold || waits[freeHolds+2] != 4*firstHold ||
+		waits[15] != longestHold {
 		t.Errorf("it waits for %v", waits)
 	}
 	if !c.due(1, now) {
@@ -180,5 +182,43 @@ func TestHold(t *testing.T) {
 	c.hold(ids, now.Add(calmAfter+time.Second))
 	if f := c.flaps[1]; f.count != 1 {
 		t.Errorf("after a calm time it counts %d", f.count)
+	}
+}
+
+// Goal: a server that accepts connections and says nothing, as one that hangs
+// does, counts as down as soon as a client reports it and mdm has looked itself.
+// Method: a probe that gets no answer.
+func TestAServerThatHangsIsOut(t *testing.T) {
+	leaks(t)
+	config := testConfig(t)
+	config.AutoEvict, config.ServerLease = true, time.Hour
+	asked := make(chan string, 8)
+	config.Probe = func(ctx context.Context, addr string) error {
+		asked <- addr
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	c := newClient(t, startMember(t, config).Addr())
+	register(t, c, 1)
+	register(t, c, 2)
+	create(t, c, "v", 2)
+	s, err := c.Attach(t.Context(), client.AttachRequest{Client: "c", Host: "h"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps := follow(t, c, s.Volume.ID)
+	v, err := c.ReportDevice(t.Context(), client.DeviceTrouble{Volume: s.Volume.ID, Generation: s.Generation,
+		Device: 1, Reason: "it says nothing", FaultSets: 1})
+	if err != nil || !strings.Contains(v.Text, "cannot reach server") {
+		t.Errorf("the verdict is %+v, %v", v, err)
+	}
+	m := maps.until(t, "copies that left", func(m *cluster.Map) bool {
+		return all(m, s.Volume.PGSet, func(pg *cluster.PG) bool { return !pg.Has(1) && pg.Has(2) })
+	})
+	if m.Devices[1].Up || !m.Devices[2].Up {
+		t.Error("the server that hangs counts as up, or the other does not")
+	}
+	if <-asked != m.Devices[1].Addr {
+		t.Error("mdm looked somewhere else")
 	}
 }

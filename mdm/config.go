@@ -4,6 +4,7 @@ package mdm
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -55,6 +56,11 @@ type Config struct {
 	// brings them back by resync. Off: groups wait for their copies.
 	AutoEvict bool
 
+	// Probe asks whether a data server lives at an address: nil when it answered
+	// within the context. mdm asks when a client says that it cannot reach it. nil:
+	// one that accepts a connection lives.
+	Probe func(ctx context.Context, addr string) error
+
 	Log *slog.Logger
 
 	now      func() time.Time // tests turn the clock
@@ -73,6 +79,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.now == nil {
 		c.now = time.Now
+	}
+	if c.Probe == nil {
+		c.Probe = connects
 	}
 	if c.Cluster != "" && len(c.Etcd) > 0 {
 		return c, errors.New("--cluster is for the embedded etcd, --etcd for one that runs already: " +
@@ -95,6 +104,15 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("member name %q: it may not contain '/', '=', ',' or spaces", c.Name)
 	}
 	return c, allowListen("--listen", c.Listen, c.Insecure)
+}
+
+// connects is the plainest Probe.
+func connects(ctx context.Context, addr string) error {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
 }
 
 // policy is what the state machine is to do by itself.

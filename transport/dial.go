@@ -75,6 +75,23 @@ func (d *Dialer) Dial(ctx context.Context, l *loop.Loop, addr string, hello Hell
 	return nil, reply, &OpError{Op: "handshake with", Addr: addr, Err: err}
 }
 
+// Probe reports whether a server lives at addr: whether it answers a Hello within
+// ctx, well or badly. To accept a connection is not enough: the kernel does that
+// for a process that hangs.
+func Probe(ctx context.Context, addr string) error {
+	nc, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return &OpError{Op: "dial", Addr: addr, Err: withContext(ctx, "connect", err)}
+	}
+	defer nc.Close()
+	// No server has the device of that name, so it says so and nothing begins.
+	hello := Hello{VersionMin: VersionMin, VersionMax: VersionMax, Role: Client}
+	if _, err = greet(ctx, nc, &hello); err == nil || refusal(err) == ReasonRefused {
+		return nil
+	}
+	return &OpError{Op: "handshake with", Addr: addr, Err: err}
+}
+
 // refusal classes the error of a handshake.
 func refusal(err error) Reason {
 	for _, e := range []error{ErrWrongCluster, ErrWrongDevice, ErrVersion, ErrStarting, ErrRefused} {

@@ -41,10 +41,10 @@ const (
 const (
 	// DefaultKeepAlive is the keep-alive's tick: a ping is sent in each in which
 	// nothing was heard, or nothing said.
-	DefaultKeepAlive = 500 * time.Millisecond
+	DefaultKeepAlive = 400 * time.Millisecond
 	// DefaultSilence is how long nothing may be heard before the peer counts as
 	// hung. It is found within one DefaultKeepAlive more.
-	DefaultSilence = 2 * time.Second
+	DefaultSilence = 1600 * time.Millisecond
 	// DefaultHandshake bounds connect and Hello, and with them how long a peer that
 	// says nothing can keep a goroutine.
 	DefaultHandshake = 5 * time.Second

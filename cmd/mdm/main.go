@@ -20,6 +20,7 @@ import (
 	"braid/cluster"
 	"braid/mdm"
 	"braid/mdm/client"
+	"braid/transport"
 )
 
 // Exit codes.
@@ -116,7 +117,7 @@ GET /healthz tells whether changes can be made, GET /metrics is for Prometheus.`
 	f.StringVar(&config.Cluster, "cluster", "",
 		"all members as NAME=http://HOST:PORT,… (default: this one alone)")
 	f.StringSliceVar(&config.Etcd, "etcd", nil, "URLs of an etcd to use instead of the one built in")
-	f.BoolVar(&config.AutoEvict, "auto-evict", false,
+	f.BoolVar(&config.AutoEvict, "auto-evict", true,
 		"take copies that are away or restarted out of their groups, and bring them back by resync")
 	f.BoolVar(&config.Insecure, "insecure", false,
 		"allow addresses that other hosts reach; there is no authentication")
@@ -139,6 +140,7 @@ func serve(config mdm.Config, verbose bool, stdout, stderr io.Writer) error {
 	config.Log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
+	config.Probe = transport.Probe
 	member, err := mdm.Start(ctx, config)
 	if err != nil {
 		return err

