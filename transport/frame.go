@@ -84,6 +84,7 @@ const (
 	StatusRetry             // try again later: starting, draining, log full
 	StatusInvalid           // the request makes no sense
 	StatusRot               // a stored block does not match its checksum
+	StatusLogFull           // a write: no room in the activity log, so it was never applied under its interval
 	statusSentinel
 )
 

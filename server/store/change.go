@@ -99,8 +99,10 @@ func (c *Core) tryAdmit(r *Request) admission {
 		e = c.al.find(&key)
 	}
 	if e == 0 && !c.hasEntry() {
-		// The client's drained flush frees slots; it must not wait for this request.
-		return c.refuse(r, transport.StatusRetry)
+		// The client's drained flush frees slots; it must not wait for this request,
+		// and knows from the answer that no earlier try of it was applied either: that
+		// one's entry would still be here.
+		return c.refuse(r, transport.StatusLogFull)
 	}
 	if !stored {
 		if slot, stored = c.allocate(&key); !stored {

@@ -193,7 +193,7 @@ func TestPressure(t *testing.T) {
 				if i == 3 && g.core.Pressure() != 0 || i >= 7 && g.core.Pressure() != 1000 {
 					t.Errorf("pressure %d after %d regions", g.core.Pressure(), i+1)
 				}
-			case transport.StatusRetry:
+			case transport.StatusLogFull:
 				refused++
 			default:
 				t.Fatalf("status %d", st)

@@ -281,7 +281,7 @@ func (m *model) ended(r *Request, op *modelOp) {
 	for i := range op.n {
 		m.blocks[op.first.plus(i)].busy = false
 	}
-	refused := r.Status == transport.StatusRetry || r.Status == transport.StatusNoSpace
+	refused := r.Status == transport.StatusLogFull || r.Status == transport.StatusNoSpace
 	if r.Status != transport.StatusOK && !(refused && op.kind != "read" && op.kind != "flush") {
 		m.t.Fatalf("%s of %+v (%d blocks): status %d, %v", op.kind, op.first, op.n, r.Status, m.rig.core.Err())
 	}

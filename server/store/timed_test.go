@@ -113,7 +113,7 @@ func (c *timedClient) ended(r *Request) {
 	switch r.Status {
 	case transport.StatusOK:
 		c.written++
-	case transport.StatusRetry:
+	case transport.StatusLogFull:
 		c.refused++
 		c.pressed = 1000
 	default:

@@ -52,10 +52,8 @@ func TestSimulation(t *testing.T) {
 		{"pressure", 3000, func(c *simConfig) {
 			c.size, c.requests, c.maxLength, c.alCap, c.drops = 64<<20, 4, 16<<10, 18, 30
 		}, []string{"flush"}},
-		// No drops here: a write whose fate is unknown on a device with a full log
-		// needs the room that the store keeps beyond the log's nominal size.
 		{"full logs", 3000, func(c *simConfig) {
-			c.size, c.requests, c.maxLength, c.alCap, c.drops = 64<<20, 4, 16<<10, 18, 0
+			c.size, c.requests, c.maxLength, c.alCap, c.drops = 64<<20, 4, 16<<10, 18, 50
 			c.silent = true
 		}, []string{"al-full"}},
 		{"few tables", 3000, func(c *simConfig) { c.requests, c.frames, c.drops = 3, 4, 50 }, nil},
@@ -66,6 +64,9 @@ func TestSimulation(t *testing.T) {
 		{"attach", 3000, func(c *simConfig) {
 			c.attach, c.drops, c.requests, c.frames = true, 50, 3, 4
 			c.before.GuestAlive = true
+		}, []string{"resolved"}},
+		{"fresh attach", 3000, func(c *simConfig) {
+			c.attach, c.drops, c.statuses, c.requests, c.frames = true, 50, 20, 3, 4
 		}, []string{"resolved"}},
 		{"one copy", 3000, func(c *simConfig) { c.replicas, c.drops, c.width, c.unit = 1, 100, 1, 65536 }, nil},
 	}

@@ -191,7 +191,7 @@ func (d *fakeDevice) write(h transport.Header, f *wireFrame) (fakeReply, error) 
 		return r, nil
 	}
 	if _, logged := d.al[h.Chunk]; !logged && d.alCap > 0 && len(d.al) >= d.alCap {
-		return d.reply(h, transport.StatusRetry), nil
+		return d.reply(h, transport.StatusLogFull), nil
 	}
 	if h.Op == transport.OpWrite && d.chunks > 0 && !d.roomFor(h.Chunk) {
 		return d.reply(h, transport.StatusNoSpace), nil

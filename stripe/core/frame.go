@@ -94,9 +94,11 @@ func (c *Core) send(ref, l int32) {
 		f.Header.Op = transport.OpConfirm
 	default:
 		// The version says in which groups the device has to count as in sync for
-		// this flush to let regions leave its activity log.
+		// this flush to let regions leave its activity log: those under which it was
+		// drained. A newer one promises no more, and a device that is always a map
+		// behind would never take it.
 		f.Header.Op, f.Header.Interval = transport.OpFlush, c.flush.interval
-		f.Header.Chunk = c.version
+		f.Header.Chunk = c.flush.version
 	}
 	if cp.tries > 0 {
 		c.stats.Retries++

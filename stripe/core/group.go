@@ -101,7 +101,7 @@ func (c *Core) SetMap(now int64, m *cluster.Map, local func(*cluster.Device) boo
 func (c *Core) checkLost(table []*cluster.PG, old []group) {
 	for i, pg := range table {
 		if i >= len(old) || pg.LostEpoch <= old[i].epoch || old[i].lastWrite <= c.flush.through ||
-			c.cfg.Off.Has(rules.Verifier) {
+			c.cfg.Off.Has(rules.Verifier) || c.survives(&old[i], pg) {
 			continue
 		}
 		c.lose(fmt.Errorf("volume %s: every copy of placement group %d lost its cache while "+
@@ -109,6 +109,16 @@ func (c *Core) checkLost(table []*cluster.PG, old []group) {
 			c.cfg.Volume.Name, pg.ID, ErrBroken))
 		return
 	}
+}
+
+// survives reports whether some copy that was in sync and is has everything that
+// it acknowledged to us: we are bound to the very incarnation that mdm found after
+// the loss, so what is not flushed was written since.
+func (c *Core) survives(old *group, pg *cluster.PG) bool {
+	return slices.ContainsFunc(old.inSync(), func(dev int32) bool {
+		d := &c.devs[dev]
+		return pg.Has(d.id) && d.broken == "" && d.incKnown && d.inc == d.mapInc
+	})
 }
 
 func (c *Core) makeGroups(table []*cluster.PG, old []group) []group {

@@ -167,11 +167,15 @@ func (c *Core) writeReply(ref int32, op transport.Op, h *transport.Header, text 
 	case transport.StatusStaleEpoch, transport.StatusRefused:
 		c.emit(Effect{Kind: NeedMap})
 		c.retryLater(ref, h.Status)
-	case transport.StatusRetry:
-		// A full activity log is the usual reason, and a flush makes room.
+	case transport.StatusLogFull:
+		// A region that is in the log is never refused, and only a drained flush that
+		// covers the write takes it out: so no earlier frame of this copy was applied,
+		// and its fate is known. A flush makes room.
+		cp.lost = false
+		c.unreack(ref)
 		c.retryLater(ref, h.Status)
 		c.pressed(pressureMost)
-	case transport.StatusBadSum:
+	case transport.StatusRetry, transport.StatusBadSum:
 		c.retryLater(ref, h.Status)
 	default:
 		cp.lost = true
@@ -189,14 +193,23 @@ func (c *Core) acked(ref int32) {
 	p := &c.pieces[pi]
 	cp.kind, cp.lost = copyDone, false
 	p.open--
-	if cp.reack {
-		cp.reack = false
-		if p.reacks--; p.reacks == 0 {
-			c.caughtUp()
-		}
-	}
+	c.unreack(ref)
 	if p.open == 0 {
 		c.writeDone(pi)
+	}
+}
+
+// unreack: the flush that waits for the piece's older copies need not wait for
+// this one any more.
+func (c *Core) unreack(ref int32) {
+	cp := &c.copies[ref]
+	p := c.pieceOf(ref)
+	if !cp.reack {
+		return
+	}
+	cp.reack = false
+	if p.reacks--; p.reacks == 0 {
+		c.caughtUp()
 	}
 }
 
@@ -253,7 +266,7 @@ func reason(text []byte) string {
 }
 
 // reissue is for a write that a device refuses for lack of activity-log slots
-// (StatusRetry) while a flush waits for that very write, and only the flush can
+// (StatusLogFull) while a flush waits for that very write, and only the flush can
 // free slots (rule 18). The write moves to the current interval. Copies that may
 // have been applied under the old one must be applied again under the new one
 // before the flush goes out: else the flush would let a device retire a region
@@ -266,7 +279,7 @@ func (c *Core) reissue(pi int32) {
 		if cp.kind == copyInFlight {
 			return
 		}
-		stuck = stuck || cp.kind == copyDelayed && cp.why == transport.StatusRetry
+		stuck = stuck || cp.kind == copyDelayed && cp.why == transport.StatusLogFull
 	}
 	if !stuck {
 		return

@@ -253,7 +253,7 @@ func TestStuckWriteMovesToTheNextInterval(t *testing.T) {
 			s.hold[d.id] = true // what comes next stays on the way
 		}
 		if full && d == pair[1] && h.Op == transport.OpWrite {
-			return transport.StatusRetry
+			return transport.StatusLogFull
 		}
 		return transport.StatusOK
 	}

@@ -384,7 +384,7 @@ func (s *sim) execute(l *fakeLink, f *wireFrame) {
 	if err != nil {
 		s.fail = errors.Join(s.fail, err)
 	}
-	if r.h.Status == transport.StatusRetry {
+	if r.h.Status == transport.StatusLogFull {
 		s.marks["al-full"]++
 	}
 	if f.h.Op == transport.OpRead && s.chance(s.cfg.badReads) {

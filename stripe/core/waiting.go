@@ -283,6 +283,8 @@ func statusText(s transport.Status) string {
 		return "not now"
 	case transport.StatusNoSpace:
 		return "no space left on the device"
+	case transport.StatusLogFull:
+		return "its activity log is full, a flush makes room"
 	}
 	return "failed"
 }
