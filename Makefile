@@ -28,6 +28,7 @@ lint:
 
 bench: build
 	@scripts/deps bench
+	@case '$(BENCHFLAGS)' in *ceph*) scripts/deps bench-ceph ;; esac
 	@$(GO) build -o bin/bench ./perf/bench
 	@bin/bench $(BENCHFLAGS)
 

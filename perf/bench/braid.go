@@ -7,30 +7,31 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // braidCluster is one mdm and a few sds, started by scripts/cluster and shared
 // by the braid systems, each of which is a volume with an sdc of its own.
 type braidCluster struct {
 	Root   string // of the checkout
+	Bin    string // where the binaries are
 	Dir    string
 	Sds    int
 	Backed string // what scripts/cluster calls loop or file
 	Bytes  uint64 // of each server's device
-	up     bool
-	env    map[string]string
+	// Env is what its servers are started with besides: a slow test disk, say.
+	Env []string
+	up  bool
+	env map[string]string
 }
 
 func (c *braidCluster) script(ctx context.Context, args ...string) error {
-	cmd := exec.CommandContext(ctx, filepath.Join(c.Root, "scripts", "cluster"), args...)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("scripts/cluster %s: %w\n%s", strings.Join(args, " "), err, out)
-	}
-	return nil
+	_, err := call(ctx, 3*time.Minute, append(c.Env, "BRAID_BIN="+c.Bin),
+		append([]string{filepath.Join(c.Root, "scripts", "cluster")}, args...)...)
+	return err
 }
 
 func (c *braidCluster) start(ctx context.Context) error {
@@ -57,18 +58,8 @@ func (c *braidCluster) stop() {
 	}
 }
 
-// run calls one of the built binaries with the cluster's environment.
-func (c *braidCluster) run(ctx context.Context, name string, args ...string) error {
-	cmd := exec.CommandContext(ctx, filepath.Join(c.Root, "bin", name), args...)
-	cmd.Env = append(os.Environ(), c.environ()...)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return nil
-}
-
 func (c *braidCluster) environ() []string {
-	return []string{"BRAID_MDM=" + c.env["BRAID_MDM"]}
+	return []string{"BRAID_MDM=" + c.env["BRAID_MDM"], "BRAID_RUN=" + c.env["BRAID_RUN"]}
 }
 
 func (c *braidCluster) pids(prefix string) []int {
@@ -96,20 +87,32 @@ func readEnv(path string) (map[string]string, error) {
 	for s.Scan() {
 		k, v, ok := strings.Cut(strings.TrimPrefix(strings.TrimSpace(s.Text()), "export "), "=")
 		if ok {
-			env[k] = strings.Trim(v, `"'`)
+			env[k] = strings.ReplaceAll(strings.Trim(v, `"'`), `\`, "")
 		}
 	}
 	return env, s.Err()
 }
 
-// braid is one volume of the cluster behind `sdc serve`.
+// braid is one volume of a cluster behind `sdc serve`.
 type braid struct {
 	cluster  *braidCluster
+	name     string
+	note     string
 	replicas int
+	size     uint64 // of the volume; 0: the backing's
 	d        *daemon
 }
 
-func (s *braid) Name() string { return "braid-r" + strconv.Itoa(s.replicas) }
+func (s *braid) Name() string { return s.name }
+
+func (s *braid) Settings() string {
+	note := fmt.Sprintf("%d sds with one device each, 1 mdm, %d copies, checksums on (always)",
+		s.cluster.Sds, s.replicas)
+	if s.note != "" {
+		note += "; " + s.note
+	}
+	return note
+}
 
 func (s *braid) Pids() map[string][]int {
 	return map[string][]int{"sdc": {s.d.pid()}, "sds": s.cluster.pids("sds"), "mdm": s.cluster.pids("mdm")}
@@ -124,21 +127,20 @@ func (s *braid) Start(ctx context.Context, b *backing) (target, error) {
 	if err := s.cluster.start(ctx); err != nil {
 		return target{}, err
 	}
-	volume := "bench" + strconv.Itoa(s.replicas)
-	err := s.cluster.run(ctx, "scli", "volume", "create", volume,
-		"--size", strconv.FormatUint(b.Size>>20, 10)+"M", "--replicas", strconv.Itoa(s.replicas))
+	size := s.size
+	if size == 0 {
+		size = b.Size
+	}
+	_, err := call(ctx, time.Minute, s.cluster.environ(), filepath.Join(s.cluster.Bin, "scli"), "volume", "create",
+		s.name, "--size", strconv.FormatUint(size>>20, 10)+"M", "--replicas", strconv.Itoa(s.replicas))
 	if err != nil {
 		return target{}, err
 	}
-	socket := filepath.Join(s.cluster.Dir, volume+".sock")
-	s.d, err = startDaemon(s.cluster.environ(), filepath.Join(s.cluster.Root, "bin", "sdc"),
-		"serve", "--volume", volume, "--socket", socket)
+	socket := filepath.Join(s.cluster.Dir, s.name+".sock")
+	s.d, err = startDaemon(s.cluster.environ(), filepath.Join(s.cluster.Bin, "sdc"),
+		"serve", "--volume", s.name, "--socket", socket)
 	if err != nil {
 		return target{}, err
 	}
-	if err := s.d.waitSocket(ctx, socket); err != nil {
-		return target{}, err
-	}
-	t := target{URI: "nbd+unix:///?socket=" + socket, Size: b.Size}
-	return t, fill(ctx, t)
+	return target{URI: "nbd+unix:///?socket=" + socket, Size: size}, s.d.waitSocket(ctx, socket)
 }

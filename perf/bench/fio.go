@@ -7,18 +7,33 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"os/exec"
 	"strconv"
 	"time"
 )
 
-// target is what fio is pointed at: an NBD URI, or a block device or file.
+// target is what fio is pointed at: an NBD URI, a block device or file, or what
+// Args say of an engine of fio's own.
 type target struct {
 	URI  string
 	Path string
+	Args []string
+	Env  []string
 	Size uint64
 	// NoFlush: the server knows no flush command; loads with fsync leave it out.
 	NoFlush bool
+}
+
+// engine is the part of fio's command line that names the target.
+func (t target) engine() []string {
+	switch {
+	case t.URI != "":
+		return []string{"--ioengine=nbd", "--uri=" + t.URI}
+	case t.Path != "":
+		return []string{"--ioengine=io_uring", "--direct=1", "--filename=" + t.Path}
+	}
+	return t.Args
 }
 
 // direction is one of fio's "read" and "write" sections.
@@ -28,11 +43,12 @@ type direction struct {
 	RuntimeM float64 `json:"runtime"` // ms
 	IOPS     float64 `json:"iops"`
 	BWBytes  float64 `json:"bw_bytes"`
-	Clat     struct {
-		Mean       float64            `json:"mean"`
-		Percentile map[string]float64 `json:"percentile"`
-		N          float64            `json:"N"`
-	} `json:"clat_ns"`
+	Clat     latency `json:"clat_ns"`
+}
+
+type latency struct {
+	Mean       float64            `json:"mean"`
+	Percentile map[string]float64 `json:"percentile"`
 }
 
 type fioOutput struct {
@@ -40,6 +56,9 @@ type fioOutput struct {
 		Error int       `json:"error"`
 		Read  direction `json:"read"`
 		Write direction `json:"write"`
+		Sync  struct {
+			Lat latency `json:"lat_ns"`
+		} `json:"sync"`
 	} `json:"jobs"`
 }
 
@@ -48,7 +67,7 @@ func fioArgs(t target, l load, runtime time.Duration) []string {
 	args := []string{
 		"--name=" + l.Name, "--output-format=json", "--group_reporting", "--thread",
 		"--rw=" + l.RW, "--bs=" + l.BS, "--time_based", "--randrepeat=0", "--norandommap",
-		"--runtime=" + strconv.FormatFloat(runtime.Seconds(), 'f', 1, 64),
+		"--runtime=" + strconv.FormatInt(runtime.Milliseconds(), 10) + "ms",
 		"--size=" + strconv.FormatUint(t.Size, 10),
 		"--numjobs=" + strconv.Itoa(l.Conns), "--iodepth=" + strconv.Itoa(max(1, l.Depth/l.Conns)),
 		"--percentile_list=50:99:99.9",
@@ -59,10 +78,7 @@ func fioArgs(t target, l load, runtime time.Duration) []string {
 	if l.Fsync > 0 {
 		args = append(args, "--fsync="+strconv.Itoa(l.Fsync))
 	}
-	if t.URI != "" {
-		return append(args, "--ioengine=nbd", "--uri="+t.URI)
-	}
-	return append(args, "--ioengine=io_uring", "--direct=1", "--filename="+t.Path)
+	return append(args, t.engine()...)
 }
 
 // fill writes the whole target once, so that no load meets unallocated space.
@@ -72,20 +88,16 @@ func fill(ctx context.Context, t target) error {
 	if !t.NoFlush {
 		args = append(args, "--end_fsync=1")
 	}
-	if t.URI != "" {
-		args = append(args, "--ioengine=nbd", "--uri="+t.URI)
-	} else {
-		args = append(args, "--ioengine=io_uring", "--direct=1", "--filename="+t.Path)
-	}
-	_, err := fio(ctx, args, 5*time.Minute)
+	_, err := fio(ctx, t.Env, append(args, t.engine()...), 5*time.Minute)
 	return err
 }
 
-// fio runs fio and merges its jobs; limit bounds it in time.
-func fio(ctx context.Context, args []string, limit time.Duration) (fioOutput, error) {
+// fio runs fio with its jobs reported as one; limit bounds it in time.
+func fio(ctx context.Context, env, args []string, limit time.Duration) (fioOutput, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "fio", args...)
+	cmd.Env = append(os.Environ(), env...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {

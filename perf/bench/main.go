@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -11,77 +12,184 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 )
 
 type options struct {
-	set, only, out, dir, backing, loads string
-	rounds, sds                         int
-	runtime                             time.Duration
-	sizeMiB                             uint64
+	set, only, out, dir, backing, loads, peers, scale string
+	rounds, sds                                       int
+	runtime, idle                                     time.Duration
+	sizeMiB                                           uint64
 }
 
 func main() {
 	var o options
-	flag.StringVar(&o.set, "set", "short", "loads to run: short, full or smoke")
+	flag.StringVar(&o.set, "set", "short", "loads to run: short, full, sweep, disk or smoke")
 	flag.StringVar(&o.loads, "loads", "", "only loads whose names contain one of these, comma separated")
 	flag.StringVar(&o.only, "only", "", "only systems whose names contain one of these, comma separated")
+	flag.StringVar(&o.peers, "peers", "", "ceph: Ceph RBD, too (installs it: scripts/deps bench-ceph)")
+	flag.StringVar(&o.scale, "scale", "", "instead: Braid alone, with so many servers, e.g. 1,2,4,8")
 	flag.StringVar(&o.out, "out", "perf/results", "folder for results.json, results.md and the plots")
 	flag.StringVar(&o.dir, "dir", "", "working folder; default /dev/shm for tmpfs, the temporary folder for disk")
-	flag.StringVar(&o.backing, "backing", "tmpfs", "tmpfs: loop devices over tmpfs; disk: plain files")
+	flag.StringVar(&o.backing, "backing", onTmpfs, "tmpfs: loop devices over tmpfs; disk: plain files")
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds, each with every load on every system")
-	flag.IntVar(&o.sds, "sds", 3, "servers in Braid's cluster")
-	flag.DurationVar(&o.runtime, "runtime", 2*time.Second, "length of one sample")
-	flag.Uint64Var(&o.sizeMiB, "size", 1024, "size of each volume and device, MiB")
+	flag.IntVar(&o.sds, "sds", 3, "servers in Braid's cluster, OSDs in Ceph's")
+	flag.DurationVar(&o.runtime, "runtime", time.Second, "length of one sample")
+	flag.DurationVar(&o.idle, "idle", 15*time.Second, "how long to watch the idle systems; 0: not at all")
+	flag.Uint64Var(&o.sizeMiB, "size", 512, "size of each volume and device, MiB")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := bench(ctx, o); err != nil {
+	run := bench
+	if o.scale != "" {
+		run = scaling
+	}
+	if err := run(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func bench(ctx context.Context, o options) (err error) {
-	loads, ok := loadSets()[o.set]
-	if !ok {
-		return fmt.Errorf("there is no set %q; sets are short, full and smoke", o.set)
-	}
-	loads = slices.DeleteFunc(loads, func(l load) bool { return !matches(l.Name, o.loads) })
-	root, err := os.Getwd()
+// place is where a run works.
+type place struct {
+	root, bin string // the checkout, and the binaries
+	backing   *backing
+}
+
+func newPlace(o options) (*place, error) {
+	root, err := filepath.Abs(".")
 	if err != nil {
-		return err
+		return nil, err
+	}
+	if _, err := os.Stat(filepath.Join(root, "scripts", "cluster")); err != nil {
+		return nil, fmt.Errorf("run it in the root of a checkout: %w", err)
+	}
+	if o.backing != onTmpfs && o.backing != onDisk {
+		return nil, fmt.Errorf("there is no backing %q; backings are %s and %s", o.backing, onTmpfs, onDisk)
+	}
+	bin := os.Getenv("BRAID_BIN")
+	if bin == "" {
+		bin = filepath.Join(root, "bin")
 	}
 	parent := o.dir
-	if parent == "" && o.backing == "tmpfs" {
+	if parent == "" && o.backing == onTmpfs {
 		parent = "/dev/shm"
 	}
 	dir, err := os.MkdirTemp(parent, "braid-bench-")
 	if err != nil {
+		return nil, err
+	}
+	return &place{root, bin, &backing{Kind: o.backing, Dir: dir, Size: o.sizeMiB << 20}}, nil
+}
+
+// cluster describes a Braid cluster with room for so many bytes on each server.
+// Loop devices are sparse, so there they are large enough not to matter.
+func (p *place) cluster(name string, sds int, bytes uint64, env ...string) *braidCluster {
+	c := &braidCluster{Root: p.root, Bin: p.bin, Dir: filepath.Join(p.backing.Dir, name), Sds: sds,
+		Backed: "file", Bytes: bytes + 512<<20, Env: env}
+	if p.backing.Kind == onTmpfs {
+		c.Backed, c.Bytes = "loop", max(c.Bytes, 4<<30)
+	}
+	return c
+}
+
+// braids are the volumes with 1, 2 and 3 copies, all on one cluster, and two on
+// clusters whose disks take 2 ms for a flush, one with too small an activity log.
+func (p *place) braids(o options) []system {
+	c := p.cluster("braid", o.sds, 6*p.backing.Size/uint64(o.sds))
+	var systems []system
+	for replicas := 1; replicas <= min(3, o.sds); replicas++ {
+		systems = append(systems, &braid{cluster: c, name: "braid-r" + strconv.Itoa(replicas), replicas: replicas})
+	}
+	if o.sds < 2 {
+		return systems
+	}
+	const slow = "BRAID_TEST_DISK=flush-delay=2ms"
+	each := 2 * p.backing.Size / uint64(o.sds) // of the volume, on each server
+	slots := max(16, each>>20/8)
+	return append(systems,
+		&braid{cluster: p.cluster("slow", o.sds, each, slow), name: slowFlush, replicas: 2,
+			note: "each device flush takes 2 ms longer; blocking I/O in place of io_uring"},
+		&braid{cluster: p.cluster("small", o.sds, each, slow, fmt.Sprintf("BRAID_ACTIVITY_LOG=%d", slots)),
+			name: smallLog, replicas: 2,
+			note: fmt.Sprintf("as %s, and an activity log of %d chunks for %d", slowFlush, slots, each>>20)})
+}
+
+func (p *place) systems(o options, goNBD string) ([]system, error) {
+	systems := append([]system{raw{}}, p.braids(o)...)
+	systems = append(systems, nbdPeers(goNBD, p.backing.Size)...)
+	switch o.peers {
+	case "":
+	case "ceph":
+		c := &cephCluster{Dir: filepath.Join(p.backing.Dir, "ceph"), OSDs: o.sds, Replicas: min(2, o.sds)}
+		systems = append(systems, &ceph{cluster: c, direct: true}, &ceph{cluster: c})
+	default:
+		return nil, fmt.Errorf("there are no peers %q; ceph is the only choice", o.peers)
+	}
+	return slices.DeleteFunc(systems, func(s system) bool { return !matches(s.Name(), o.only) }), nil
+}
+
+func chosenLoads(o options, set string) ([]load, error) {
+	loads, ok := loadSets()[set]
+	if !ok {
+		return nil, fmt.Errorf("there is no set %q; sets are short, full, sweep, disk and smoke", set)
+	}
+	loads = slices.DeleteFunc(loads, func(l load) bool { return !matches(l.Name, o.loads) })
+	if len(loads) == 0 {
+		return nil, errors.New("no load is left to run")
+	}
+	return loads, nil
+}
+
+func bench(ctx context.Context, o options) error {
+	loads, err := chosenLoads(o, o.set)
+	if err != nil {
 		return err
 	}
-	b := &backing{Kind: o.backing, Dir: dir, Size: o.sizeMiB << 20}
-	defer b.close()
-	goNBD := filepath.Join(root, "bin", "gonbd")
-	build := exec.CommandContext(ctx, "go", "build", "-o", goNBD, "./perf/peers/gonbd")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the go-nbd peer: %w\n%s", err, out)
+	p, err := newPlace(o)
+	if err != nil {
+		return err
 	}
+	defer p.backing.close()
+	goNBD := filepath.Join(p.bin, "gonbd")
+	if _, err := call(ctx, 5*time.Minute, nil, "go", "build", "-o", goNBD, "./perf/peers/gonbd"); err != nil {
+		return fmt.Errorf("build the go-nbd peer: %w", err)
+	}
+	systems, err := p.systems(o, goNBD)
+	if err != nil {
+		return err
+	}
+	// What would run no load is not started.
+	systems = slices.DeleteFunc(systems, func(s system) bool {
+		return !slices.ContainsFunc(loads, func(l load) bool { return l.runsOn(s.Name(), target{}) })
+	})
+	r := newResult(ctx, o, loads)
+	if err := r.take(ctx, o, p.backing, systems); err != nil {
+		return err
+	}
+	r.Targets = targets(r)
+	if err := r.write(o.out); err != nil {
+		return err
+	}
+	if err := r.plots(o.out); err != nil {
+		return err
+	}
+	r.markdown(os.Stdout)
+	return nil
+}
 
-	r := &result{Started: time.Now(), Machine: machineDescription(), Versions: versions(ctx), Backing: o.backing,
-		Rounds: o.rounds, Runtime: o.runtime.String(), Loads: loads}
+// take starts the systems, watches them idle, fills them, measures and stops them.
+func (r *result) take(ctx context.Context, o options, b *backing, systems []system) error {
 	var started []running
 	defer func() {
 		for _, s := range started {
 			s.sys.Stop()
 		}
 	}()
-	for _, s := range allSystems(root, dir, goNBD, o) {
-		if !matches(s.Name(), o.only) {
-			continue
-		}
+	for _, s := range systems {
 		fmt.Fprintln(os.Stderr, "bench: starting", s.Name())
 		t, err := s.Start(ctx, b)
 		started = append(started, running{s, t})
@@ -89,51 +197,36 @@ func bench(ctx context.Context, o options) (err error) {
 			return fmt.Errorf("start %s: %w", s.Name(), err)
 		}
 		r.Systems = append(r.Systems, s.Name())
+		r.Settings = append(r.Settings, s.Settings())
 	}
-	if r.Samples, err = measure(ctx, plan{o.rounds, o.runtime, loads}, started); err != nil {
-		return err
-	}
-	if err := r.write(o.out); err != nil {
-		return err
-	}
-	r.markdown(os.Stdout)
-	return nil
-}
-
-func allSystems(root, dir, goNBD string, o options) []system {
-	kind := "loop"
-	if o.backing == "disk" {
-		kind = "file"
-	}
-	// Room for volumes with 1, 2 and 3 copies, and a margin.
-	c := &braidCluster{Root: root, Dir: filepath.Join(dir, "cluster"), Sds: o.sds, Backed: kind,
-		Bytes: (6*o.sizeMiB/uint64(o.sds) + 512) << 20}
-	systems := []system{raw{}}
-	for _, replicas := range []int{1, 2, 3} {
-		if replicas <= o.sds {
-			systems = append(systems, &braid{cluster: c, replicas: replicas})
+	var err error
+	if o.idle > 0 {
+		fmt.Fprintln(os.Stderr, "bench: watching them idle for", o.idle)
+		if r.Idle, err = measureIdle(ctx, started, o.idle); err != nil {
+			return err
 		}
 	}
-	for _, p := range nbdPeers(goNBD) {
-		systems = append(systems, p)
+	for _, s := range started {
+		fmt.Fprintln(os.Stderr, "bench: filling", s.sys.Name())
+		if err := fill(ctx, s.t); err != nil {
+			return fmt.Errorf("fill %s: %w", s.sys.Name(), err)
+		}
 	}
-	return systems
-}
-
-func matches(name, list string) bool {
-	if list == "" {
-		return true
-	}
-	return slices.ContainsFunc(strings.Split(list, ","), func(s string) bool { return strings.Contains(name, s) })
+	began := time.Now()
+	r.Samples, err = measure(ctx, plan{Rounds: o.rounds, Runtime: o.runtime, Loads: r.Loads}, started)
+	r.Took = fmt.Sprintf("%.0f s", time.Since(began).Seconds())
+	return err
 }
 
 func versions(ctx context.Context) map[string]string {
 	v := map[string]string{}
 	for name, argv := range map[string][]string{
 		"fio": {"fio", "--version"}, "qemu-nbd": {"qemu-nbd", "--version"}, "nbdkit": {"nbdkit", "--version"},
-		"braid": {"git", "describe", "--always", "--dirty"},
+		"braid": {"git", "describe", "--always", "--dirty"}, "nbd-server": {"nbd-server", "-V"},
+		"go": {"go", "env", "GOVERSION"}, "ceph": {"ceph", "--version"},
+		"go-nbd": {"go", "list", "-m", "github.com/pojntfx/go-nbd"},
 	} {
-		if out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).Output(); err == nil {
+		if out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput(); err == nil {
 			line, _, _ := strings.Cut(string(out), "\n")
 			v[name] = strings.TrimSpace(line)
 		}

@@ -3,6 +3,8 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -14,17 +16,29 @@ import (
 	"time"
 )
 
-// result is what one run leaves in results.json.
+// result is what one run leaves in results.json. Samples come last there, a line
+// each.
 type result struct {
 	Started  time.Time         `json:"started"`
+	Took     string            `json:"took"`
 	Machine  map[string]string `json:"machine"`
 	Versions map[string]string `json:"versions"`
 	Backing  string            `json:"backing"`
+	SizeMiB  uint64            `json:"size_mib"`
 	Rounds   int               `json:"rounds"`
 	Runtime  string            `json:"runtime"`
-	Loads    []load            `json:"loads"`
 	Systems  []string          `json:"systems"`
-	Samples  []sample          `json:"samples"`
+	Settings []string          `json:"settings"` // one of each system
+	Loads    []load            `json:"loads"`
+	Idle     []idleFigure      `json:"idle"`
+	Targets  []targetRow       `json:"targets"`
+	Samples  []sample          `json:"-"`
+}
+
+func newResult(ctx context.Context, o options, loads []load) *result {
+	return &result{Started: time.Now().UTC().Truncate(time.Second), Machine: machineDescription(),
+		Versions: versions(ctx), Backing: o.backing, SizeMiB: o.sizeMiB, Rounds: o.rounds,
+		Runtime: o.runtime.String(), Loads: loads}
 }
 
 // stat is the median and the spread of one figure over the rounds.
@@ -54,98 +68,156 @@ func (r *result) of(system, load string, figure func(sample) float64) stat {
 	return newStat(v)
 }
 
+// encode is the result as JSON, each sample on a line of its own.
+func (r *result) encode() ([]byte, error) {
+	head, err := json.MarshalIndent(r, "", " ")
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	out.Write(bytes.TrimSuffix(head, []byte("\n}")))
+	out.WriteString(",\n \"samples\": [")
+	for i, s := range r.Samples {
+		line, err := json.Marshal(s)
+		if err != nil {
+			return nil, err
+		}
+		out.WriteString(map[bool]string{true: "\n  ", false: ",\n  "}[i == 0])
+		out.Write(line)
+	}
+	out.WriteString("\n ]\n}\n")
+	return out.Bytes(), nil
+}
+
 func (r *result) write(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	b, err := json.MarshalIndent(r, "", " ")
+	b, err := r.encode()
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(dir, "results.json"), append(b, '\n'), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "results.json"), b, 0o644); err != nil {
 		return err
 	}
 	var md strings.Builder
 	r.markdown(&md)
-	if err := os.WriteFile(filepath.Join(dir, "results.md"), []byte(md.String()), 0o644); err != nil {
-		return err
-	}
-	return r.plots(dir)
+	return os.WriteFile(filepath.Join(dir, "results.md"), []byte(md.String()), 0o644)
 }
 
-// markdown prints a table a load: medians, with min-max of the throughput.
+// markdown is the report: what was measured and how disturbed it was, targets,
+// idle systems, and a table a load.
 func (r *result) markdown(w io.Writer) {
 	fmt.Fprintf(w, "# Benchmark of %s\n\n", r.Started.Format("2006-01-02 15:04 MST"))
-	fmt.Fprintf(w, "%s, %s cores, %s, kernel %s. Backing: %s. %d rounds of %s, interleaved; medians.\n",
-		r.Machine["cpu"], r.Machine["cores"], r.Machine["memory"], r.Machine["kernel"], r.Backing, r.Rounds, r.Runtime)
-	repeats, disturbed, steal, foreign := 0, 0, 0.0, 0.0
+	fmt.Fprintf(w, "%s, %s cores, %s, kernel %s; %s. Backing: %s, volumes of %d MiB, written in full before.\n",
+		r.Machine["cpu"], r.Machine["cores"], r.Machine["memory"], r.Machine["kernel"], r.Machine["virtual"],
+		r.Backing, r.SizeMiB)
+	fmt.Fprintf(w, "%d rounds of %s, interleaved, in rotated order; medians. Nothing is pinned to a core.\n\n",
+		r.Rounds, r.Runtime)
+	r.disturbance(w)
+	fmt.Fprint(w, "\n| system | settings |\n|---|---|\n")
+	for i, name := range r.Systems {
+		fmt.Fprintf(w, "| %s | %s |\n", name, r.Settings[i])
+	}
+	fmt.Fprintln(w)
+	for _, k := range slices.Sorted(maps.Keys(r.Versions)) {
+		fmt.Fprintf(w, "- %s: %s\n", k, r.Versions[k])
+	}
+	r.targetTable(w)
+	r.idleTable(w)
+	for _, l := range r.Loads {
+		r.loadTable(w, l)
+	}
+}
+
+func (r *result) disturbance(w io.Writer) {
+	repeats, disturbed := 0, 0
+	var steal, foreign []float64
 	for _, s := range r.Samples {
 		repeats += s.Repeats
 		if s.Disturbed {
 			disturbed++
 		}
-		steal = max(steal, s.Steal)
-		foreign = max(foreign, s.Foreign)
+		steal, foreign = append(steal, s.Steal*100), append(foreign, s.Foreign*100)
 	}
-	fmt.Fprintf(w, "Disturbance: steal at most %.1f %%, CPU used outside the measured processes (kernel threads"+
-		" included) at most %.0f %%; %d samples repeated, %d of %d kept although disturbed.\n",
-		steal*100, foreign*100, repeats, disturbed, len(r.Samples))
-	for _, k := range slices.Sorted(maps.Keys(r.Versions)) {
-		fmt.Fprintf(w, "- %s: %s\n", k, r.Versions[k])
+	st, fo := newStat(steal), newStat(foreign)
+	fmt.Fprintf(w, "Disturbance: the hypervisor took %.1f %% of the CPU time (median; at most %.1f %%), processes"+
+		" that were not measured %.1f %% (at most %.1f %%). %d samples were taken again, %d of %d count although"+
+		" disturbed (over %.0f %% or %.0f %%).\n", st.Median, st.Max, fo.Median, fo.Max, repeats, disturbed,
+		len(r.Samples), stealLimit*100, foreignLimit*100)
+}
+
+func (r *result) targetTable(w io.Writer) {
+	if len(r.Targets) == 0 {
+		return
 	}
-	for _, l := range r.Loads {
-		fmt.Fprintf(w, "\n## %s\n\n", l.Name)
-		fmt.Fprintln(w, "| system | IOPS (min-max) | MiB/s | mean µs | p50 | p99 | p99.9 "+
-			"| CPU µs per I/O, its processes | of which | machine |")
-		fmt.Fprintln(w, "|---|---:|---:|---:|---:|---:|---:|---:|---|---:|")
-		for _, name := range r.Systems {
-			iops := r.of(name, l.Name, func(s sample) float64 { return s.IOPS })
-			if iops.Max == 0 {
-				continue
-			}
-			med := func(f func(sample) float64) float64 { return r.of(name, l.Name, f).Median }
-			cpu := func(k string) float64 { return med(func(s sample) float64 { return s.CPUUs[k] }) }
-			fmt.Fprintf(w, "| %s | %.0f (%.0f-%.0f) | %.0f | %.0f | %.0f | %.0f | %.0f | %.1f | %s | %.1f |\n",
-				name, iops.Median, iops.Min, iops.Max, med(func(s sample) float64 { return s.MiBps }),
-				med(func(s sample) float64 { return s.MeanUs }), med(func(s sample) float64 { return s.P50Us }),
-				med(func(s sample) float64 { return s.P99Us }), med(func(s sample) float64 { return s.P999Us }),
-				cpu("system"), r.parts(name, l.Name), cpu("machine"))
+	fmt.Fprintf(w, "\n## Targets of %s\n\n| what | figure | target | then aim at | |\n|---|---:|---:|---:|---|\n", ours)
+	for _, t := range r.Targets {
+		sign, aim := "≥", ""
+		if t.AtMost {
+			sign = "≤"
 		}
+		if t.Aim > 0 {
+			aim = fmt.Sprintf("%.3g", t.Aim)
+		}
+		verdict := t.Verdict
+		if verdict == verdictMissed {
+			verdict = "**missed**"
+		}
+		if t.Note != "" {
+			verdict += ", " + t.Note
+		}
+		fmt.Fprintf(w, "| %s | %.3g %s | %s %.3g | %s | %s |\n", t.Name, t.Value, t.Unit, sign, t.Target, aim, verdict)
 	}
 }
 
-// parts names what each process of a system used, largest first.
+func (r *result) idleTable(w io.Writer) {
+	if len(r.Idle) == 0 {
+		return
+	}
+	fmt.Fprint(w, "\n## Idle\n\nEmpty volumes, all systems started, nobody uses them: CPU of the busiest and memory"+
+		" of the largest process of each name.\n\n| system | process | how many | % of a core | MiB RSS |\n"+
+		"|---|---|---:|---:|---:|\n")
+	for _, f := range r.Idle {
+		fmt.Fprintf(w, "| %s | %s | %d | %.2f | %.0f |\n", f.System, f.Process, f.Count, f.CPU, f.RSS)
+	}
+}
+
+func (r *result) loadTable(w io.Writer, l load) {
+	fmt.Fprintf(w, "\n## %s\n\n| system | IOPS (min-max) | MiB/s | mean µs | p50 | p99 | p99.9 "+
+		"| CPU µs per I/O, its processes | of which | kernel threads | machine |\n"+
+		"|---|---:|---:|---:|---:|---:|---:|---:|---|---:|---:|\n", l.Name)
+	for _, name := range r.Systems {
+		iops := r.of(name, l.Name, func(s sample) float64 { return s.IOPS })
+		if iops.Max == 0 {
+			continue
+		}
+		med := func(f func(sample) float64) float64 { return r.of(name, l.Name, f).Median }
+		cpu := func(k string) float64 { return med(func(s sample) float64 { return s.CPUUs[k] }) }
+		fmt.Fprintf(w, "| %s | %.0f (%.0f-%.0f) | %.0f | %.0f | %.0f | %.0f | %.0f | %.1f | %s | %.1f | %.1f |\n",
+			name, iops.Median, iops.Min, iops.Max, med(func(s sample) float64 { return s.MiBps }),
+			med(func(s sample) float64 { return s.MeanUs }), med(func(s sample) float64 { return s.P50Us }),
+			med(func(s sample) float64 { return s.P99Us }), med(func(s sample) float64 { return s.P999Us }),
+			cpu(cpuSystem), r.parts(name, l.Name), cpu(cpuKernel), cpu(cpuMachine))
+	}
+}
+
+// parts names what each process of a system used, largest first, and fio.
 func (r *result) parts(system, load string) string {
-	names := map[string]bool{}
-	for _, s := range r.Samples {
-		if s.System == system && s.Load == load {
-			for k := range s.CPUUs {
-				names[k] = true
-			}
-		}
-	}
-	delete(names, "system")
-	delete(names, "machine")
-	type part struct {
-		name string
-		us   float64
-	}
-	var parts []part
-	for k := range names {
-		parts = append(parts, part{k, r.of(system, load, func(s sample) float64 { return s.CPUUs[k] }).Median})
-	}
-	slices.SortFunc(parts, func(a, b part) int {
-		if a.us != b.us {
-			if a.us > b.us {
-				return -1
-			}
-			return 1
-		}
-		return strings.Compare(a.name, b.name)
-	})
 	var out []string
-	for _, p := range parts {
-		out = append(out, fmt.Sprintf("%s %.1f", p.name, p.us))
+	for _, k := range append(r.processes(system, load), cpuFio) {
+		us := r.of(system, load, func(s sample) float64 { return s.CPUUs[k] }).Median
+		out = append(out, fmt.Sprintf("%s %.1f", k, us))
 	}
 	return strings.Join(out, ", ")
+}
+
+// processes lists the processes of a system under a load, the costliest first.
+func (r *result) processes(system, load string) []string {
+	for _, s := range r.Samples {
+		if s.System == system && s.Load == load {
+			return s.processNames()
+		}
+	}
+	return nil
 }

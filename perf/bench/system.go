@@ -5,79 +5,58 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
 
-// system is one thing under test. Start leaves it running and filled with data.
+// system is one thing under test.
 type system interface {
 	Name() string
+	// Settings says in one line how it runs: what a reader needs to repeat it.
+	Settings() string
+	// Start leaves it serving an empty volume, or device, of b.Size bytes.
 	Start(ctx context.Context, b *backing) (target, error)
 	// Pids names the processes whose CPU time is the system's.
 	Pids() map[string][]int
 	Stop()
 }
 
-// backing hands out block storage of one kind and takes it back.
-type backing struct {
-	Kind string // "tmpfs": loop devices over tmpfs; "disk": plain files
-	Dir  string
-	Size uint64
-	loop []string
+// output collects what a child process says.
+type output struct {
+	mu sync.Mutex // guards b: the child's copier writes while an error is made
+	b  bytes.Buffer
 }
 
-// path makes a new file of Size bytes, and a loop device over it for tmpfs.
-func (b *backing) path(name string) (string, error) {
-	file := filepath.Join(b.Dir, name+".img")
-	f, err := os.Create(file)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	if err := syscall.Fallocate(int(f.Fd()), 0, 0, int64(b.Size)); err != nil {
-		return "", fmt.Errorf("allocate %d bytes for %s: %w", b.Size, file, err)
-	}
-	if b.Kind == "disk" {
-		return file, nil
-	}
-	out, err := exec.Command("losetup", "--find", "--show", "--direct-io=on", file).Output()
-	if err != nil {
-		return "", fmt.Errorf("losetup %s: %w (loop devices need root)", file, err)
-	}
-	dev := strings.TrimSpace(string(out))
-	b.loop = append(b.loop, dev)
-	return dev, nil
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
 }
 
-// close frees what path made.
-func (b *backing) close() {
-	for _, d := range b.loop {
-		if out, err := exec.Command("losetup", "--detach", d).CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "bench: losetup --detach %s: %v: %s\n", d, err, out)
-		}
-	}
-	b.loop = nil
-	os.RemoveAll(b.Dir)
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
 }
 
 // daemon is a child process that serves until it is stopped.
 type daemon struct {
 	cmd  *exec.Cmd
-	log  bytes.Buffer
+	log  output
 	done chan struct{}
 }
 
+// startDaemon starts argv. The child dies with this process, however that ends.
 func startDaemon(env []string, argv ...string) (*daemon, error) {
 	d := &daemon{cmd: exec.Command(argv[0], argv[1:]...), done: make(chan struct{})}
 	d.cmd.Env = append(os.Environ(), env...)
 	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := d.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", argv[0], err)
 	}
@@ -103,22 +82,59 @@ func (d *daemon) stop() {
 	}
 }
 
-// waitSocket waits until a unix socket is there or the daemon has ended.
-func (d *daemon) waitSocket(ctx context.Context, path string) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		if st, err := os.Stat(path); err == nil && st.Mode()&os.ModeSocket != 0 {
-			return nil
-		}
+// wait waits until ready says so, the daemon has ended, or the time is up.
+func (d *daemon) wait(ctx context.Context, what string, ready func() bool) error {
+	err := until(ctx, 30*time.Second, what, func() (bool, error) {
 		select {
 		case <-d.done:
-			return fmt.Errorf("%s ended: %s", d.cmd.Args[0], d.log.String())
+			return false, fmt.Errorf("%s has ended", d.cmd.Args[0])
+		default:
+			return ready(), nil
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, d.log.String())
+	}
+	return nil
+}
+
+// until asks again and again until it is done, fails, or the time is up.
+func until(ctx context.Context, limit time.Duration, what string, done func() (bool, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if ok, err := done(); ok || err != nil {
+			return err
+		}
+		select {
 		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("no socket %s: %s", path, d.log.String()), ctx.Err())
+			return fmt.Errorf("no %s after %v: %w", what, limit, ctx.Err())
 		case <-tick.C:
 		}
 	}
+}
+
+func (d *daemon) waitSocket(ctx context.Context, path string) error {
+	return d.wait(ctx, "socket "+path, func() bool { return isSocket(path) })
+}
+
+func isSocket(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.Mode()&os.ModeSocket != 0
+}
+
+// call runs a command to its end and returns what it prints.
+func call(ctx context.Context, limit time.Duration, env []string, argv ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), env...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%s: %w\n%s%s", strings.Join(argv, " "), err, stdout.Bytes(), stderr.Bytes())
+	}
+	return stdout.String(), nil
 }
