@@ -30,12 +30,9 @@ func run(t *testing.T, s story) {
 	t.Helper()
 	// Guests mostly wait for one CPU: two at a time (-parallel 2) halve the time.
 	t.Parallel()
-	root, err := filepath.Abs("../..")
-	if err != nil {
-		t.Fatalf("find the project's root: %v", err)
-	}
+	root := projectRoot(t)
 	args := []string{"--kernel", s.kernel, "-m", s.memory, "-t", s.limit, "-e", "BRAID_SOAK",
-		"-e", "BRAID_ENGINE"}
+		"-e", "BRAID_ENGINE", "-e", "BRAID_GONBD"}
 	if s.cpus != "" {
 		args = append(args, "-s", s.cpus)
 	}
@@ -46,6 +43,7 @@ func run(t *testing.T, s story) {
 	args = append(args, "--", filepath.Join(root, "scripts", command[0]))
 	cmd := exec.Command(filepath.Join(root, "scripts", "guest"), append(args, command[1:]...)...)
 	cmd.Dir = root
+	cmd.Env = append(os.Environ(), "BRAID_GONBD="+goNBD(root))
 	// The guest ends with this test, also when go test is killed at its time limit.
 	// The signal is sent at the end of the *thread* that started it.
 	runtime.LockOSThread()
@@ -57,6 +55,27 @@ func run(t *testing.T, s story) {
 	}
 	if err != nil {
 		t.Fatalf("%s: %v", strings.Join(cmd.Args, " "), err)
+	}
+}
+
+func projectRoot(t *testing.T) string {
+	t.Helper()
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatalf("find the project's root: %v", err)
+	}
+	return root
+}
+
+// goNBD is where buildGoNBD puts the program gonbd: a place that the guest sees.
+func goNBD(root string) string { return filepath.Join(root, "dist", "guest", "gonbd") }
+
+func buildGoNBD(t *testing.T) {
+	t.Helper()
+	cmd := exec.Command("go", "build", "-o", goNBD(projectRoot(t)), "./gonbd")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build gonbd: %v\n%s", err, out)
 	}
 }
 
@@ -84,10 +103,11 @@ func TestSeveralCPUs(t *testing.T) {
 }
 
 // Goal: XFS, fstrim that gives space back, online growth; four volumes at once,
-// partitions; a dead client daemon is replaced under load; what was fsynced
-// survives the death of any one process.
+// partitions; a dead client daemon is replaced under load; go-nbd's client and
+// nbd-client use an export; what was fsynced survives the death of any one process.
 func TestFileSystems(t *testing.T) {
-	run(t, story{script: "guest-tests/several.sh xfs many daemon crash", kernel: "uml", memory: "2G",
+	buildGoNBD(t)
+	run(t, story{script: "guest-tests/several.sh xfs many daemon clients crash", kernel: "uml", memory: "2G",
 		limit: limit("480", "900")})
 }
 
