@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"braid/cmd/internal/memlock"
+	"braid/cmd/internal/observe"
 	"braid/cmd/sdc/daemon"
 )
 
@@ -20,6 +22,8 @@ const stopTime = 15 * time.Second
 
 func newDaemon() *cobra.Command {
 	var auto bool
+	var o daemon.Options
+	var insecure bool
 	var engine, lock string
 	cmd := &cobra.Command{
 		Use:   "daemon",
@@ -35,7 +39,11 @@ hang; a second SIGTERM ends it all the same.
 Its socket, lock and log are in /run/braid, or in $BRAID_RUN.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return runDaemon(cmd, auto, engine, lock)
+			if err := observe.Check(o.Metrics, o.Pprof, insecure); err != nil {
+				return usageError{err}
+			}
+			o.Auto = auto
+			return runDaemon(cmd, o, engine, lock)
 		},
 	}
 	fs := cmd.Flags()
@@ -43,11 +51,15 @@ Its socket, lock and log are in /run/braid, or in $BRAID_RUN.`,
 	fs.StringVar(&engine, "engine", envOr("BRAID_ENGINE", "auto"), "auto, io_uring or pool ($BRAID_ENGINE)")
 	fs.StringVar(&lock, "lock-memory", "auto",
 		"stay out of memory reclaim (I/O flusher, mlock, OOM score): auto (if permitted), on, off")
+	fs.StringVar(&o.Metrics, "metrics", os.Getenv("BRAID_SDC_METRICS"),
+		"serve Prometheus metrics on HOST:PORT ($BRAID_SDC_METRICS)")
+	fs.BoolVar(&o.Pprof, "pprof", false, "serve Go's profiles there, too, below /debug/pprof/")
+	fs.BoolVar(&insecure, "insecure", false, "allow a non-loopback address for metrics")
 	_ = fs.MarkHidden("auto")
 	return cmd
 }
 
-func runDaemon(cmd *cobra.Command, auto bool, engineName, lock string) error {
+func runDaemon(cmd *cobra.Command, o daemon.Options, engineName, lock string) error {
 	engine, err := parseEngine(engineName)
 	if err != nil {
 		return err
@@ -60,7 +72,7 @@ func runDaemon(cmd *cobra.Command, auto bool, engineName, lock string) error {
 		// Reexec does not return when it succeeds: it comes first.
 		err := errors.Join(memlock.Reexec(), memlock.LockAll(), memlock.LowerOOMScore())
 		if err != nil && lock == "on" {
-			return sayReady(auto, err)
+			return sayReady(o.Auto, err)
 		}
 		if err != nil {
 			log.Warn("memory is not locked: a file system on a volume may hang when memory runs short",
@@ -69,9 +81,9 @@ func runDaemon(cmd *cobra.Command, auto bool, engineName, lock string) error {
 	}
 	soft, hard, stop := signalContexts(cmd.Context())
 	defer stop()
-	d, err := daemon.New(daemon.Options{Dir: daemon.RunDir(), Auto: auto, Engine: engine, Log: log,
-		Locked: lock != "off"})
-	if err := sayReady(auto, err); err != nil {
+	o.Dir, o.Engine, o.Log, o.Locked = daemon.RunDir(), engine, log, lock != "off"
+	d, err := daemon.New(o)
+	if err := sayReady(o.Auto, err); err != nil {
 		return err
 	}
 	return d.Run(soft, hard)

@@ -130,18 +130,38 @@ func rounded(n uint64) string {
 
 func newWhy() *cobra.Command {
 	var o output
+	var volume string
 	cmd := &cobra.Command{
-		Use:   "why DEVICE",
-		Short: "Say what an attached device waits for",
-		Long: `why says whether requests of DEVICE wait, since when, and for which server.
-A server that is away is no I/O error: requests wait until it is back, or until
-the cluster goes on without it.`,
-		Args: oneDevice,
+		Use:   "why DEVICE | why --volume NAME",
+		Short: "Say what a volume's requests wait for",
+		Long: `why says whether requests of DEVICE, or of a volume that sdc serve exports,
+wait: how many, for which server, for what reason, since when, and what happens
+next. A server that is away is no I/O error: requests wait until it is back, or
+until the cluster goes on without it.
+
+Reasons (-o json): not-connected, broken, no-in-sync, answer, retry, read-lease,
+range-lock, fence, activity-logs, resolve, resync, activity-log-full, slots,
+flush.`,
+		Example: `  sdc why /dev/nbd0
+  sdc why --volume db -o json`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if volume != "" {
+				return noArgs(cmd, args)
+			}
+			return oneDevice(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.check(); err != nil {
 				return err
 			}
-			reply, err := daemon.NewClient(daemon.RunDir()).Why(cmd.Context(), args[0])
+			client := daemon.NewClient(daemon.RunDir())
+			var reply daemon.WhyReply
+			var err error
+			if volume != "" {
+				reply, err = client.WhyVolume(cmd.Context(), volume)
+			} else {
+				reply, err = client.Why(cmd.Context(), args[0])
+			}
 			if errors.Is(err, daemon.ErrNotRunning) {
 				return fmt.Errorf("%s: %w: no sdc daemon runs here", args[0], kernel.ErrNotAttached)
 			}
@@ -151,46 +171,11 @@ the cluster goes on without it.`,
 			if o == "json" {
 				return writeJSON(cmd.OutOrStdout(), reply)
 			}
-			printWhy(cmd.OutOrStdout(), reply)
+			printWhy(cmd.OutOrStdout(), reply, time.Now())
 			return nil
 		},
 	}
 	o.add(cmd)
+	cmd.Flags().StringVar(&volume, "volume", "", "a volume instead of a device")
 	return cmd
-}
-
-func printWhy(w io.Writer, r daemon.WhyReply) {
-	a := r.Attachment
-	fmt.Fprintf(w, "%s, volume %s: %s", a.Device, a.Volume, a.State)
-	if a.Reason != "" {
-		fmt.Fprintf(w, ": %s", a.Reason)
-	}
-	fmt.Fprintln(w)
-	if a.InFlight == 0 {
-		fmt.Fprintln(w, "no request is in flight")
-	} else {
-		fmt.Fprintf(w, "%d request(s) in flight, the oldest for %v\n", a.InFlight,
-			(time.Duration(a.OldestMS) * time.Millisecond).Round(time.Millisecond))
-	}
-	for _, x := range r.Waits {
-		whom := x.Server
-		if x.Device != 0 {
-			whom = fmt.Sprintf("device %d of %s", x.Device, x.Server)
-		}
-		if x.Addr != "" {
-			whom += " (" + x.Addr + ")"
-		}
-		fmt.Fprintf(w, "  %d request(s)", x.Requests)
-		if whom != "" {
-			fmt.Fprintf(w, " wait for %s", whom)
-		}
-		fmt.Fprintf(w, ": %s", x.Why)
-		if !x.Since.IsZero() {
-			fmt.Fprintf(w, ", for %v", time.Since(x.Since).Round(100*time.Millisecond))
-		}
-		fmt.Fprintln(w)
-	}
-	if a.Reconnects > 0 {
-		fmt.Fprintf(w, "the kernel dropped a socket and was given a new one %d time(s)\n", a.Reconnects)
-	}
 }

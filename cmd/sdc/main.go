@@ -71,6 +71,8 @@ block device or as an NBD export:
   sdc attach /dev/nbd0 --volume db      then mkfs, mount, … /dev/nbd0 or /dev/braid/db
   sdc list                              what is attached here
   sdc why /dev/nbd0                     what its requests wait for
+  sdc top                               what goes on, each second
+  sdc trace                             the slowest requests, step by step
   sdc detach /dev/nbd0                  after umount
 
   sdc serve --volume db --socket /run/db.sock      for qemu, nbdcopy, nbdfuse, …
@@ -87,7 +89,7 @@ does not run, and it ends by itself after the last detach.`,
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.PersistentFlags().StringSliceVar(&s.mdm, "mdm", envList("BRAID_MDM", client.DefaultAddr),
 		"metadata managers, HOST:PORT[,...] ($BRAID_MDM)")
-	root.AddCommand(newAttach(s), newDetach(), newList(), newWhy(), newServe(s), newDaemon(), newStop())
+	root.AddCommand(newAttach(s), newDetach(), newList(), newWhy(), newTop(), newTrace(), newServe(s), newDaemon(), newStop())
 	return root
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"braid/cluster"
+	"braid/cmd/internal/observe"
 	"braid/cmd/sdc/daemon"
 	"braid/transport/loop"
 )
@@ -31,6 +32,8 @@ type serveFlags struct {
 	tlsCert, tlsKey, tlsCA string
 	memory                 string
 	memoryBlock            int
+	metrics                string
+	pprof                  bool
 }
 
 func newServe(s *shared) *cobra.Command {
@@ -68,6 +71,8 @@ also show a certificate that one of those authorities has signed.`,
 	fs.StringVar(&f.tlsCA, "tls-ca", "", "authorities that clients' certificates must come from, PEM")
 	fs.StringVar(&f.memory, "memory", "", "serve this much memory instead of a volume (for measurements)")
 	fs.IntVar(&f.memoryBlock, "memory-block-size", 4096, "logical block size with --memory")
+	fs.StringVar(&f.metrics, "metrics", "", "serve Prometheus metrics on HOST:PORT")
+	fs.BoolVar(&f.pprof, "pprof", false, "serve Go's profiles there, too, below /debug/pprof/")
 	_ = fs.MarkHidden("memory")
 	_ = fs.MarkHidden("memory-block-size")
 	return cmd
@@ -92,6 +97,9 @@ func (f *serveFlags) validate() (*tls.Config, error) {
 				" can read and write the volume: add --tls-cert, --tls-key and --tls-ca, or --insecure"+
 				" if the network is trusted", f.listen)
 		}
+	}
+	if err := observe.Check(f.metrics, f.pprof, f.insecure); err != nil {
+		return nil, usageError{err}
 	}
 	if f.tlsCert == "" {
 		return nil, nil
@@ -182,7 +190,8 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 	stderr := cmd.ErrOrStderr()
 	e, err := daemon.OpenExport(soft, daemon.ExportOptions{
 		Opener: opener, Listener: ln, TLS: tlsConfig, Engine: engine,
-		Volume: f.volume, ReadOnly: f.readOnly, Force: f.force,
+		Volume: f.volume, ReadOnly: f.readOnly, Force: f.force, Dir: daemon.RunDir(),
+		Where: ln.Addr().String(), Metrics: f.metrics, Pprof: f.pprof,
 		Report: func(text string) { fmt.Fprintf(stderr, "sdc: %s\n", text) },
 	})
 	if err != nil {

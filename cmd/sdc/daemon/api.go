@@ -91,9 +91,15 @@ type Wait struct {
 	Device   uint32    `json:"device,omitempty"` // the cluster's number of it
 	Server   string    `json:"server,omitempty"`
 	Addr     string    `json:"addr,omitempty"`
+	Reason   string    `json:"reason"` // a word of core.WaitReason
 	Why      string    `json:"why"`
+	Next     string    `json:"next,omitempty"`   // what happens next, by itself
+	NextAt   time.Time `json:"next_at,omitzero"` // and when, if that is known
 	Requests int       `json:"requests"`
-	Since    time.Time `json:"since,omitzero"`
+	Since    time.Time `json:"since,omitzero"` // of the oldest, which is
+	Op       string    `json:"op"`
+	Offset   uint64    `json:"offset"`
+	Length   uint64    `json:"length"`
 }
 
 // WhyReply tells what an attachment waits for.

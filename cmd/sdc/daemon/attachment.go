@@ -14,7 +14,6 @@ import (
 	"braid/mdm/client"
 	"braid/nbd"
 	"braid/nbd/kernel"
-	"braid/stripe"
 	"braid/transport/loop"
 )
 
@@ -301,16 +300,20 @@ func (a *attachment) status() Attachment {
 
 // waits is what why shows.
 func (a *attachment) waits() []Wait {
-	var list []stripe.Wait
 	select {
 	case <-a.opened:
-		list = a.volume.Waiting()
+		return waitsOf(a.volume)
 	default:
+		return []Wait{}
 	}
-	out := make([]Wait, 0, len(list))
-	for _, w := range list {
-		out = append(out, Wait{Device: uint32(w.Device), Server: w.Server, Addr: w.Addr, Why: w.Why,
-			Requests: w.Requests, Since: w.Since})
+}
+
+// watched is nil while the volume is not attached yet.
+func (a *attachment) watched() *watched {
+	select {
+	case <-a.opened:
+		return &watched{where: a.path, volume: a.volume, port: a.port, loop: a.loop}
+	default:
+		return nil
 	}
-	return out
 }

@@ -29,10 +29,12 @@ type Client struct {
 }
 
 // NewClient returns a client for the daemon whose run directory is dir.
-func NewClient(dir string) *Client {
+func NewClient(dir string) *Client { return newClient(dir, socketPath(dir)) }
+
+func newClient(dir, socket string) *Client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
-		return d.DialContext(ctx, "unix", socketPath(dir))
+		return d.DialContext(ctx, "unix", socket)
 	}
 	return &Client{dir: dir, http: &http.Client{
 		Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}

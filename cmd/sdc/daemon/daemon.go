@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"braid/cmd/internal/observe"
 	"braid/nbd/kernel"
 	"braid/transport/loop"
 )
@@ -39,6 +40,10 @@ type Options struct {
 	Loops  int
 	Log    *slog.Logger
 	Locked bool // memory is locked
+	// Metrics is where Prometheus metrics are served, HOST:PORT; empty: nowhere.
+	// Pprof adds Go's profiles.
+	Metrics string
+	Pprof   bool
 
 	kernel kernelSide // tests only
 	opener Opener     // tests only
@@ -116,6 +121,12 @@ func New(o Options) (*Daemon, error) {
 func (d *Daemon) Run(soft, hard context.Context) error {
 	served := make(chan error, 1)
 	go func() { served <- d.server.Serve(d.ln) }()
+	url, stopMetrics, err := observe.Serve(d.o.Metrics, d.o.Pprof, NewCollector(d.volumes))
+	if err != nil {
+		d.o.Log.Error("there are no metrics", "error", err)
+		stopMetrics = func() {}
+	}
+	defer stopMetrics()
 	resuming, cancel := context.WithCancel(soft)
 	defer d.work.Wait()
 	defer cancel()
@@ -124,7 +135,7 @@ func (d *Daemon) Run(soft, hard context.Context) error {
 	d.checkIdle()
 	d.mu.Unlock()
 	d.o.Log.Info("ready", "socket", d.ln.Addr().String(), "engine", d.host.Engine().String(),
-		"pid", os.Getpid())
+		"pid", os.Getpid(), "metrics", url)
 	select {
 	case <-d.ended:
 	case err := <-served:

@@ -10,6 +10,7 @@ import (
 	"net"
 	"time"
 
+	"braid/cmd/internal/observe"
 	"braid/nbd"
 	"braid/transport/loop"
 )
@@ -30,6 +31,12 @@ type ExportOptions struct {
 	TLS      *tls.Config  // required of clients when set
 	Engine   loop.Engine
 	Loops    int
+	// Dir is the run directory, where sdc top, trace and why find the export; empty:
+	// they do not.
+	Dir     string
+	Where   string // what they call it
+	Metrics string // serve Prometheus metrics on HOST:PORT
+	Pprof   bool   // and profiles
 	// Report is told what a person should know. It may be called from anywhere.
 	Report func(text string)
 }
@@ -43,6 +50,10 @@ type Export struct {
 	port   *nbd.Port
 	server *nbd.Server
 	lost   chan error
+	// What can be watched.
+	watched watched
+	monitor *monitor
+	metrics func() // ends the listener
 }
 
 // OpenExport attaches the volume. Run serves it.
@@ -71,8 +82,32 @@ func OpenExport(ctx context.Context, o ExportOptions) (*Export, error) {
 			o.Report(fmt.Sprintf("connection from %s ended: %v", remote, err))
 		},
 	})
+	e.watched = watched{where: o.Where, volume: e.volume, port: e.port, loop: e.loop}
+	e.watch()
 	return e, e.server.Add(&nbd.Export{Name: e.volume.Name(), Description: "Braid volume",
 		Port: e.port, ReadOnly: o.ReadOnly})
+}
+
+// watch lets others look at the export. That it cannot be watched is no reason not
+// to serve.
+func (e *Export) watch() {
+	e.metrics = func() {}
+	if e.o.Dir != "" {
+		var err error
+		if e.monitor, err = startMonitor(e.o.Dir, &e.watched); err != nil {
+			e.o.Report(fmt.Sprintf("sdc top and trace will not see this export: %v", err))
+		}
+	}
+	collector := NewCollector(func() []*watched { return []*watched{&e.watched} })
+	url, stop, err := observe.Serve(e.o.Metrics, e.o.Pprof, collector)
+	if err != nil {
+		e.o.Report(err.Error())
+		return
+	}
+	e.metrics = stop
+	if url != "" {
+		e.o.Report("metrics: " + url)
+	}
 }
 
 // Name is the volume's name.
@@ -134,6 +169,8 @@ func (e *Export) end(hard context.Context, served chan error) error {
 	if served != nil {
 		err = errors.Join(err, <-served)
 	}
+	e.metrics()
+	e.monitor.close()
 	e.loop.Call(e.port.Close)
 	return errors.Join(err, e.host.Close())
 }

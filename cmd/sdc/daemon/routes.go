@@ -15,6 +15,7 @@ const maxBody = 64 << 10
 // routes is the control interface.
 func (d *Daemon) routes() http.Handler {
 	m := http.NewServeMux()
+	watchRoutes(m, d.volumes)
 	m.HandleFunc("POST /attach", func(w http.ResponseWriter, r *http.Request) {
 		var q AttachRequest
 		if !decode(w, r, &q) {
