@@ -89,7 +89,8 @@ does not run, and it ends by itself after the last detach.`,
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.PersistentFlags().StringSliceVar(&s.mdm, "mdm", envList("BRAID_MDM", client.DefaultAddr),
 		"metadata managers, HOST:PORT[,...] ($BRAID_MDM)")
-	root.AddCommand(newAttach(s), newDetach(), newList(), newWhy(), newTop(), newTrace(), newServe(s), newDaemon(), newStop())
+	root.AddCommand(newAttach(s), newDetach(), newList(), newWhy(), newTop(), newTrace(), newServe(s),
+		newDaemon(), newStop())
 	return root
 }
 
