@@ -179,7 +179,7 @@ func badFrames(t *testing.T, b *bench) {
 	sds := b.start(t, "sds", "serve", "--name", "frames", "--listen", "127.0.0.1:0", "--device", path,
 		"--metrics", "127.0.0.1:0", "--lock-memory", "off")
 	sds.says(t, "map learned; serving")
-	url := regexp.MustCompile(`http://\S+/metrics`).FindString(sds.log.String())
+	url := metricsURL(sds)
 	hello, addr := b.hello(t, "frames")
 	frame := make([]byte, transport.HeaderSize)
 	long := transport.Header{Op: transport.OpWrite, Payload: 1<<32 - 4096}
@@ -229,6 +229,11 @@ func greet(t *testing.T, addr string, hello transport.Hello) net.Conn {
 		t.Fatalf("hello: %v, %v", reply.Status, err)
 	}
 	return nc
+}
+
+// metricsURL is where an sds with --metrics says that they are.
+func metricsURL(sds *process) string {
+	return regexp.MustCompile(`http://\S+/metrics`).FindString(sds.log.String())
 }
 
 func metrics(t *testing.T, url string) string {

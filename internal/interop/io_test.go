@@ -10,9 +10,13 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"braid/transport/loop"
 )
 
 func poll(done func() bool) error {
@@ -30,14 +34,26 @@ func poll(done func() bool) error {
 
 // qemuScript makes n random qemu-io commands: asynchronous reads and writes of odd
 // offsets and lengths (1 byte to 32 MiB), with FUA, zeroes and discards between.
+// Several are in flight at a time; those that overlap have no order among each
+// other, so what is in flight is waited for before the next that does.
 func qemuScript(seed uint64, n int, size int64) []string {
 	random := rand.New(rand.NewPCG(seed, 2))
+	type extent struct{ from, to int64 }
 	var commands []string
+	var flying []extent
+	wait := func() {
+		commands, flying = append(commands, "aio_flush"), flying[:0]
+	}
 	for range n {
 		length := int64(1) << random.IntN(26)
 		length += random.Int64N(length)
-		length = min(length, 32<<20)
+		length = min(length, 32<<20, size/2)
 		offset := random.Int64N(size - length)
+		overlaps := func(x extent) bool { return x.from < offset+length && offset < x.to }
+		if len(flying) == 8 || slices.ContainsFunc(flying, overlaps) {
+			wait()
+		}
+		flying = append(flying, extent{offset, offset + length})
 		fill := 1 + random.IntN(255)
 		switch random.IntN(8) {
 		case 0:
@@ -48,16 +64,13 @@ func qemuScript(seed uint64, n int, size int64) []string {
 			commands = append(commands, fmt.Sprintf("aio_read -q %d %d", offset, length))
 		case 3:
 			// A discard may leave anything, so what it covered is written afterwards.
-			commands = append(commands, "aio_flush",
-				fmt.Sprintf("discard -q %d %d", offset, length),
+			commands = append(commands, fmt.Sprintf("discard -q %d %d", offset, length),
 				fmt.Sprintf("write -q -P %d %d %d", fill, offset, length))
 		default:
-			// Overlapping writes in flight have no order: wait before the next.
-			commands = append(commands, "aio_flush",
-				fmt.Sprintf("aio_write -q -P %d %d %d", fill, offset, length))
+			commands = append(commands, fmt.Sprintf("aio_write -q -P %d %d %d", fill, offset, length))
 		}
-		commands = append(commands, "aio_flush")
 	}
+	wait()
 	return commands
 }
 
@@ -105,15 +118,88 @@ func TestFioVerify(t *testing.T) {
 		"--offset_increment=128M", "--verify=crc32c", "--verify_fatal=1", "--group_reporting")
 }
 
-// Goal: trims between writes do no harm. Method: fio's own job with trims.
+// Goal: trims between writes do no harm, and what was trimmed reads as zeroes.
+// Method: fio trims a part of what it is about to verify; then a load of trims.
 func TestFioTrims(t *testing.T) {
 	c := up(t, "--size", "1G")
-	c.volume(t, "vol", "256M", "--replicas", "2")
+	c.volume(t, "vol", "512M", "--replicas", "2")
 	e := c.serve(t, "vol")
+	c.do(t, "fio", "--name=mix", "--ioengine=nbd", "--uri="+e.uri, "--rw=randrw", "--bs=4k",
+		"--iodepth=16", "--numjobs=4", "--size=24M", "--offset_increment=128M", "--verify=crc32c",
+		"--verify_fatal=1", "--verify_backlog=256", "--trim_percentage=20", "--trim_backlog=256",
+		"--trim_verify_zero=1", "--group_reporting")
 	c.do(t, "fio", "--name=trim", "--ioengine=nbd", "--uri="+e.uri, "--rw=randtrimwrite",
 		"--bs=64k", "--iodepth=16", "--size=128M")
 	c.do(t, "fio", "--name=verify", "--ioengine=nbd", "--uri="+e.uri, "--rw=randwrite",
 		"--bs=4k", "--iodepth=16", "--size=32M", "--verify=crc32c", "--verify_fatal=1")
+}
+
+// Goal: where the kernel allows io_uring, it is what serves the disks, and the
+// fallback serves the same. Method: the engines' own counters over the same random
+// commands, held against a plain file.
+func TestBothEngines(t *testing.T) {
+	const size = 64 << 20
+	for _, engine := range []string{"io_uring", "pool"} {
+		t.Run(engine, func(t *testing.T) {
+			if engine == "io_uring" && !uringAllowed() {
+				t.Log("this kernel refuses io_uring: only the fallback can be tested")
+				return
+			}
+			t.Setenv("BRAID_ENGINE", engine)
+			c := up(t, "--size", "256M", "--sds", "1")
+			c.script(t, "kill", "sds1", "--signal", "TERM")
+			words := strings.Split(strings.TrimSpace(read(t, filepath.Join(c.dir, "sds1.command"))), "\n")
+			sds := c.start(t, "sds", append(words[1:], "--metrics", "127.0.0.1:0")...)
+			sds.says(t, "engine="+engine)
+			sds.says(t, "map learned; serving")
+			c.volume(t, "vol", "64M", "--replicas", "1")
+			e := c.serve(t, "vol")
+			e.says(t, "engine "+engine)
+			plain := filepath.Join(c.dir, "plain")
+			c.do(t, "truncate", "-s", "64M", plain)
+			var args []string
+			for _, command := range qemuScript(5, 60, size) {
+				args = append(args, "-c", command)
+			}
+			for _, where := range []string{plain, e.uri} {
+				c.do(t, "qemu-io", append(append([]string{"-f", "raw", where}, args...), "-c", "flush")...)
+			}
+			c.do(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", plain, e.uri)
+			by := counter(t, sds, "braid_sds_loop_ring_operations_total")
+			disk := counter(t, sds, "braid_sds_disk_operations_total")
+			if engine == "io_uring" && by < disk || engine == "pool" && by != 0 || disk == 0 {
+				t.Errorf("%.0f operations of the disk, %.0f by io_uring", disk, by)
+			}
+			e.stop(t)
+			sds.stop(t)
+		})
+	}
+}
+
+// uringAllowed reports whether this kernel gives this process a ring.
+func uringAllowed() bool {
+	l, err := loop.New(loop.Options{Engine: loop.Uring})
+	if err != nil {
+		return false
+	}
+	l.Start()
+	return l.Close() == nil
+}
+
+// counter is one of the metrics of an sds with a single device.
+func counter(t *testing.T, sds *process, name string) float64 {
+	t.Helper()
+	for line := range strings.Lines(metrics(t, metricsURL(sds))) {
+		if strings.HasPrefix(line, name+"{") {
+			value, err := strconv.ParseFloat(strings.TrimSpace(line[strings.LastIndex(line, " "):]), 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return value
+		}
+	}
+	t.Fatalf("no metric %s", name)
+	return 0
 }
 
 // Goal: nbdfuse makes a file of the export. Method: bytes through the file.
