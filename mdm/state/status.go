@@ -14,6 +14,7 @@ import (
 // Healths of the cluster, the best first.
 const (
 	OK          = "ok"
+	Rebalancing = "rebalancing"
 	Rebuilding  = "rebuilding"
 	Degraded    = "degraded"
 	Full        = "full"
@@ -42,6 +43,8 @@ type Status struct {
 	GroupsDegraded   int
 	groupsOut        int // without any in-sync copy that is up
 	GroupsRebuilding int // a target is being brought in sync
+	groupsMoving     int // they head for other devices
+	partsDown        int // servers that are down, devices that have failed
 }
 
 // Status sums up. used is what the devices reported last, in bytes.
@@ -64,14 +67,21 @@ func (s *State) Status(used map[cluster.DeviceID]uint64) Status {
 			"them waits", st.groupsOut, st.Groups)
 	}
 	s.fullDevices(&st, used)
-	if st.GroupsDegraded > 0 {
+	s.downParts(&st)
+	switch {
+	case st.GroupsDegraded > 0 && st.partsDown == 0 && st.GroupsRebuilding > 0:
+		st.worse(Rebuilding, "%d of %d groups have fewer in-sync copies up than they should; %d are being copied now",
+			st.GroupsDegraded, st.Groups, st.GroupsRebuilding)
+	case st.GroupsDegraded > 0:
 		st.worse(Degraded, "%d of %d groups have fewer in-sync copies up than they should",
 			st.GroupsDegraded, st.Groups)
+		if st.GroupsRebuilding > 0 {
+			st.worse(Rebuilding, "%d groups are being copied", st.GroupsRebuilding)
+		}
+	case st.GroupsRebuilding+st.groupsMoving > 0:
+		st.worse(Rebalancing, "%d groups move to other devices; %d are being copied now", max(st.groupsMoving,
+			st.GroupsRebuilding), st.GroupsRebuilding)
 	}
-	if st.GroupsRebuilding > 0 {
-		st.worse(Rebuilding, "%d groups are being copied", st.GroupsRebuilding)
-	}
-	s.downParts(&st)
 	for _, number := range slices.Sorted(maps.Keys(s.sets)) {
 		if s.volumesIn(number) > 0 {
 			_, notes := s.usable(number)
@@ -85,7 +95,7 @@ func (s *State) Status(used map[cluster.DeviceID]uint64) Status {
 }
 
 func (st *Status) worse(health, format string, args ...any) {
-	rank := []string{OK, Rebuilding, Degraded, Full, Unavailable}
+	rank := []string{OK, Rebalancing, Rebuilding, Degraded, Full, Unavailable}
 	if slices.Index(rank, health) > slices.Index(rank, st.Health) {
 		st.Health = health
 	}
@@ -98,7 +108,8 @@ func (s *State) countGroups(st *Status, up map[cluster.DeviceID]bool) {
 		if s.volumesIn(number) == 0 {
 			continue
 		}
-		for _, pg := range s.table(number) {
+		s.each(number, func(_ cluster.PGID, p *placed) {
+			pg := p.value
 			st.Groups++
 			alive := 0
 			for _, id := range pg.InSync {
@@ -115,7 +126,10 @@ func (s *State) countGroups(st *Status, up map[cluster.DeviceID]bool) {
 			if pg.Target != 0 {
 				st.GroupsRebuilding++
 			}
-		}
+			if p.record.Want != nil {
+				st.groupsMoving++
+			}
+		})
 	}
 }
 
@@ -141,11 +155,13 @@ func (s *State) downParts(st *Status) {
 			st.ServersUp++
 			continue
 		}
+		st.partsDown++
 		st.worse(Degraded, "server %s at %s is down since %s", server.Name, server.Addr,
 			server.Since.Format("2006-01-02 15:04:05 MST"))
 	}
 	for _, d := range s.sortedDevices() {
 		if d.Failed != "" {
+			st.partsDown++
 			st.worse(Degraded, "device %d (%s) is out of service: %s", d.ID, deviceName(d), d.Failed)
 		}
 	}
