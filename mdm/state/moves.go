@@ -273,8 +273,9 @@ func (s *State) fill(plan *MovePlan, used map[cluster.DeviceID]uint64) {
 			delta[d] -= int64(per[d])
 		}
 	}
+	copies := s.copies()
 	for _, d := range s.sortedDevices() {
-		if used[d.ID] == 0 && delta[d.ID] == 0 && s.copies()[d.ID] == 0 {
+		if used[d.ID] == 0 && delta[d.ID] == 0 && copies[d.ID] == 0 {
 			continue
 		}
 		plan.Fill = append(plan.Fill, Fill{Device: d.ID, Name: deviceName(d), Size: d.Size, Used: used[d.ID],
