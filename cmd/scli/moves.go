@@ -99,18 +99,22 @@ func (a *app) showPlan(p movePlan) {
 	}
 }
 
-func (a *app) showMoves(m moves) error {
-	if a.json() {
-		return a.printJSON(m)
-	}
-	text := map[string]string{
+// movesText says what is moving.
+func movesText(m moves) string {
+	return map[string]string{
 		"balanced": "all data lies where it is to lie",
 		"moving":   fmt.Sprintf("%d groups to move, %d now; about %s to copy", m.Groups, m.Running, size(m.Bytes)),
 		"paused": fmt.Sprintf("%d groups to move, about %s; go on with `scli rebalance resume`", m.Groups,
 			size(m.Bytes)),
 		"refused": m.Refused,
+	}[m.State]
+}
+
+func (a *app) showMoves(m moves) error {
+	if a.json() {
+		return a.printJSON(m)
 	}
-	pairs := [][2]string{{"state", m.State + ": " + text[m.State]},
+	pairs := [][2]string{{"state", m.State + ": " + movesText(m)},
 		{"grace", fmt.Sprintf("copies on a device that is away are made anew after %v",
 			time.Duration(m.GraceMS)*time.Millisecond)}}
 	if len(m.Leaving) > 0 {

@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -13,98 +12,6 @@ import (
 	"braid/mdm/client"
 	"braid/mdm/pb"
 )
-
-type status struct {
-	Cluster     string   `json:"cluster"`
-	Health      string   `json:"health"`
-	Reasons     []string `json:"reasons"`
-	Servers     uint32   `json:"servers"`
-	ServersUp   uint32   `json:"servers_up"`
-	Devices     uint32   `json:"devices"`
-	DevicesUp   uint32   `json:"devices_up"`
-	Capacity    uint64   `json:"capacity"`
-	Used        uint64   `json:"used"`
-	Volumes     uint32   `json:"volumes"`
-	Attached    uint32   `json:"attached"`
-	PGs         uint32   `json:"pgs"`
-	PGsDegraded uint32   `json:"pgs_degraded"`
-	MapVersion  uint64   `json:"map_version"`
-	Leader      string   `json:"leader"`
-	Members     []member `json:"members"`
-}
-
-type member struct {
-	Name string `json:"name"`
-	Addr string `json:"addr"`
-}
-
-func (a *app) statusCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "status",
-		Short: "Show the cluster's health and size",
-		Long: `Show the cluster's health and size.
-
-Health is one of
-  ok           every copy is there
-  rebuilding   copies are being made
-  rebalancing  copies are being moved
-  degraded     something is down; I/O goes on with fewer copies
-  full         a device is nearly full
-  unavailable  for some data no copy is up: I/O to it waits, nothing is lost`,
-		Args: wrap(cobra.NoArgs),
-		RunE: func(c *cobra.Command, _ []string) error {
-			return a.ask(c, func(ctx context.Context, mdm *client.Client) error {
-				m, err := mdm.Status(ctx)
-				if err != nil {
-					return err
-				}
-				return a.showStatus(newStatus(m))
-			})
-		},
-	}
-}
-
-func newStatus(m *pb.StatusResponse) status {
-	s := status{Cluster: uuidText(m.Cluster), Health: m.Health, Reasons: m.Reasons, Servers: m.Servers,
-		ServersUp: m.ServersUp, Devices: m.Devices, DevicesUp: m.DevicesUp, Capacity: m.Capacity,
-		Used: m.Used, Volumes: m.Volumes, Attached: m.Attached, PGs: m.Pgs, PGsDegraded: m.PgsDegraded,
-		MapVersion: m.MapVersion, Leader: m.Leader, Members: []member{}}
-	if s.Reasons == nil {
-		s.Reasons = []string{}
-	}
-	for _, text := range m.Members {
-		name, addr, _ := strings.Cut(text, " ")
-		s.Members = append(s.Members, member{name, addr})
-	}
-	return s
-}
-
-func (a *app) showStatus(s status) error {
-	if a.json() {
-		return a.printJSON(s)
-	}
-	pairs := [][2]string{{"health", s.Health}}
-	for _, reason := range s.Reasons {
-		pairs = append(pairs, [2]string{"", "- " + reason})
-	}
-	names := make([]string, len(s.Members))
-	for i, m := range s.Members {
-		names[i] = m.Name + " " + m.Addr
-		if m.Addr == s.Leader {
-			names[i] += " (leads)"
-		}
-	}
-	printPairs(a.out, append(pairs,
-		[2]string{"servers", fmt.Sprintf("%d of %d up", s.ServersUp, s.Servers)},
-		[2]string{"devices", fmt.Sprintf("%d of %d up", s.DevicesUp, s.Devices)},
-		[2]string{"space", fmt.Sprintf("%s of %s used (%s), all copies counted", size(s.Used),
-			size(s.Capacity), percent(s.Used, s.Capacity))},
-		[2]string{"volumes", fmt.Sprintf("%d, %d attached", s.Volumes, s.Attached)},
-		[2]string{"groups", fmt.Sprintf("%d, %d degraded", s.PGs, s.PGsDegraded)},
-		[2]string{"metadata", strings.Join(names, ", ")},
-		[2]string{"cluster", fmt.Sprintf("%s, map version %d", s.Cluster, s.MapVersion)}))
-	return nil
-}
 
 type server struct {
 	Name     string   `json:"name"`
