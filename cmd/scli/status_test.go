@@ -80,11 +80,13 @@ func TestStatusText(t *testing.T) {
 			for i := range 2 {
 				servers[i].Up, devices[i].Up = false, false
 			}
-			s.Exposure = []exposure{{Copies: 0, Wanted: 2, Groups: 86, Seconds: -1}, {Copies: 1, Wanted: 2, Groups: 170, Seconds: 75}}
+			s.Exposure = []exposure{{Copies: 0, Wanted: 2, Groups: 86, Seconds: -1},
+				{Copies: 1, Wanted: 2, Groups: 170, Seconds: 75}}
 		},
 		"rebalancing": func(s *status, _ []*pb.Server, devices []*pb.Device) {
 			s.Health = "rebalancing"
-			s.Moves = &moves{State: "paused", Paused: true, Groups: 12, Running: 2, Bytes: 3 << 30, Maintenance: []string{"sds3"}}
+			s.Moves = &moves{State: "paused", Paused: true, Groups: 12, Running: 2, Bytes: 3 << 30,
+				Maintenance: []string{"sds3"}}
 			devices[0].Removing = true
 		},
 	} {
@@ -140,7 +142,8 @@ func TestTopText(t *testing.T) {
 	v := newClusterView(&pb.StatusResponse{Health: "ok"}, now, before, errors.New("no route"), now[0].Time)
 	golden(t, "top", v.text())
 	d := v.Devices[0]
-	if d.Read.Count != 1000 || d.Write.Count != 1001 || d.ReadBps != 4096000 || d.Requests != 8 || v.Devices[1].State != "silent" {
+	if d.Read.Count != 1000 || d.Write.Count != 1001 || d.ReadBps != 4096000 || d.Requests != 8 ||
+		v.Devices[1].State != "silent" {
 		t.Errorf("view %+v", v)
 	}
 	first := newClusterView(&pb.StatusResponse{Health: "ok"}, now, nil, nil, now[0].Time)

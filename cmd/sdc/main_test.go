@@ -38,6 +38,13 @@ func TestUsage(t *testing.T) {
 		"serve --volume v --socket s --tls-cert c":   "go together",
 		"serve --volume v --socket s --engine steam": "auto, io_uring or pool",
 		"serve --socket s --memory lots":             "--memory",
+		"serve --volume v --socket s --metrics :1":   "--insecure",
+		"serve --volume v --socket s --pprof":        "--metrics HOST:PORT",
+		"daemon --metrics 0.0.0.0:1":                 "--insecure",
+		"top --interval 1ms":                         "the least is 100ms",
+		"top -o yaml":                                "it is table or json",
+		"trace -n 0":                                 "at least one",
+		"why --volume v nbd0":                        "takes no arguments",
 		"daemon --engine steam":                      "auto, io_uring or pool",
 		"daemon --lock-memory maybe":                 "auto, on or off",
 		"fly":                                        "unknown command",
@@ -62,6 +69,8 @@ func TestHelp(t *testing.T) {
 		"serve --help":  "SIGTERM",
 		"list --help":   "orphan",
 		"why --help":    "which server",
+		"top --help":    "receive",
+		"trace --help":  "ask sdc why",
 		"daemon --help": "$BRAID_RUN",
 		"stop --help":   "attached",
 		"--version":     cluster.Version,
@@ -82,6 +91,7 @@ func TestWithoutDaemon(t *testing.T) {
 	t.Setenv("BRAID_RUN", filepath.Join(t.TempDir(), "run"))
 	for line, want := range map[string]string{
 		"list": "nothing is attached here", "list -o json": "[]", "stop": "",
+		"top --once --interval 100ms": "no volume is used on this machine", "trace": "no request",
 	} {
 		var out, stderr bytes.Buffer
 		if code := run(strings.Fields(line), &out, &stderr); code != exitDone || !strings.Contains(out.String(), want) {
