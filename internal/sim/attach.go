@@ -164,16 +164,21 @@ func (v *Volume) haunt(c *Client) {
 		}
 		if v.serving() && len(c.ghosts) < 4 {
 			win := v.windows[w.rng.IntN(len(v.windows))]
-			q := &request{first: win.first + w.rng.Uint64N(win.count), count: 1, ghost: true}
-			q.r.Op = bio.Read
-			q.r.Off, q.r.Len, q.r.Data = q.first*block, block, make([]byte, block)
-			q.r.Done, q.client, q.since = q, c, w.now
-			v.oracle.submitted(q)
-			c.ghosts = append(c.ghosts, q)
-			c.submit(&q.r)
+			v.ghostRead(c, win.first+w.rng.Uint64N(win.count))
 		}
 		v.haunt(c)
 	})
+}
+
+// ghostRead has a zombie ask for a block.
+func (v *Volume) ghostRead(c *Client, first uint64) *request {
+	q := &request{first: first, count: 1, ghost: true, client: c, since: v.w.now}
+	q.r.Op = bio.Read
+	q.r.Off, q.r.Len, q.r.Data, q.r.Done = q.first*block, block, make([]byte, block), q
+	v.oracle.submitted(q)
+	c.ghosts = append(c.ghosts, q)
+	c.submit(&q.r)
+	return q
 }
 
 // haunted checks a zombie's read: it may be refused, and it may return what

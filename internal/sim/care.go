@@ -39,6 +39,9 @@ const (
 
 // tend plans what follows for the groups from what is known by now.
 func (m *Mdm) tend() {
+	if m.idle {
+		return
+	}
 	m.commit(m.st.Settle(m.time()))
 	tx, targets := m.st.Announce(func(id cluster.DeviceID) bool {
 		f := m.care.flaps[id]

@@ -163,7 +163,7 @@ func (w *World) ackedWrite(v *Volume, q *request) {
 			}
 		}
 	}
-	if q.r.Flags&bio.FUA != 0 && w.rng.IntN(40) == 0 {
+	if q.r.Flags&bio.FUA != 0 && (w.cfg.Calm || w.rng.IntN(40) == 0) {
 		w.durable(v, q.first, q.count)
 	}
 }
@@ -187,7 +187,7 @@ func (v *Volume) locate(b uint64) (chunk, inChunk uint64) {
 // the flush covers, readable after a restart.
 func (w *World) ackedFlush(v *Volume, q *request) {
 	w.mark("flush acked")
-	if w.rng.IntN(25) == 0 {
+	if w.cfg.Calm || w.rng.IntN(25) == 0 {
 		w.durable(v, 0, uint64(len(v.oracle.blocks)))
 	}
 }

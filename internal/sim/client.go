@@ -44,6 +44,7 @@ type Client struct {
 	ghosts  []*request // a zombie's reads
 	told    uint64     // map version reported as adopted
 	telling bool
+	mapHeld bool // the map does not come, other answers of the manager do
 }
 
 // peer is a client's connection to one device.
@@ -87,7 +88,7 @@ func (c *Client) later(d int64, k kind, do func()) {
 func (c *Client) begin(a *attached) error {
 	b := &a.before
 	co, err := core.New(core.Config{Volume: a.volume, Generation: a.gen, Requests: 6, Frames: 24,
-		HedgeAfter: 60 * time.Millisecond, FlushEvery: 800 * time.Millisecond, Off: c.w.cfg.Off,
+		HedgeAfter: 60 * time.Millisecond, FlushEvery: c.w.flushEvery(), Off: c.w.cfg.Off,
 		Before: core.Before{GuestAlive: c.alive, Fence: b.Fence, Wait: b.Wait, Source: sourceOf(b)}})
 	if err != nil {
 		return err
@@ -99,7 +100,7 @@ func (c *Client) begin(a *attached) error {
 	c.drain()
 	c.connect()
 	c.w.mdm.watch(&watcher{volumes: []cluster.VolumeID{c.vol.id}, alive: func() bool { return !c.dead && !c.ended },
-		reach: c.reach, adopt: c.learn})
+		reach: c.reach, held: &c.mapHeld, adopt: c.learn})
 	c.renewLater(sessionLease / 3)
 	return nil
 }
@@ -360,7 +361,7 @@ func (p *peer) write() {
 		p.writing = false
 		for len(p.queue) > 0 {
 			p.take()
-			if p.c.w.rng.IntN(4) == 0 {
+			if p.c.w.chance(1, 4) {
 				break
 			}
 		}
@@ -478,7 +479,7 @@ func (c *Client) die() {
 		if p.conn != nil {
 			p.conn.gone[sideClient] = true
 			half := [2]int64{0, c.w.between(0, 5*ms)}
-			if c.w.rng.IntN(3) == 0 {
+			if !c.w.cfg.Calm && c.w.rng.IntN(3) == 0 {
 				half[1] = silence
 			}
 			p.conn.kill(half)
@@ -488,3 +489,11 @@ func (c *Client) die() {
 }
 
 func (c *Client) String() string { return fmt.Sprintf("%s(gen %d)", c.name, c.gen) }
+
+// flushEvery is how long a client keeps what it has not flushed.
+func (w *World) flushEvery() time.Duration {
+	if w.cfg.Calm {
+		return time.Hour
+	}
+	return 800 * time.Millisecond
+}

@@ -161,6 +161,9 @@ func (d *Disk) forget(n int) {
 
 // partly is the end of a write that was under way when its process died.
 func (d *Disk) partly(rng *rand.Rand, p []byte, off int64) {
+	if d.w.cfg.Calm {
+		return
+	}
 	keep := rng.IntN(3)
 	for o := 0; o < len(p); o += sectorSize {
 		if keep == 0 || keep == 1 && rng.IntN(2) == 0 {
@@ -171,6 +174,11 @@ func (d *Disk) partly(rng *rand.Rand, p []byte, off int64) {
 
 // powerLoss draws what is left. flying has been added to the cache before.
 func (d *Disk) powerLoss(rng *rand.Rand) {
+	if d.w.cfg.Calm { // all of the cache is gone
+		d.base, d.cached = 0, nil
+		copy(d.view, d.durable)
+		return
+	}
 	versions := map[int32][]*sector{}
 	var order []int32
 	for _, c := range d.cached {

@@ -60,6 +60,7 @@ type request struct {
 	since  int64
 	orphan bool // whoever asked has gone
 	ghost  bool // a zombie asks
+	over   bool // it has ended
 }
 
 // RequestDone is never called: the client's shell hands over completions.
@@ -69,6 +70,9 @@ func newVolume(w *World, i int) *Volume {
 	v := &Volume{w: w, index: i, name: "v" + string(rune('0'+i)), size: uint64(w.cfg.Chunks) * cluster.ChunkSize}
 	v.unit = []uint32{4096, 64 << 10, 1 << 20, 1 << 20}[w.rng.IntN(4)]
 	v.width = []uint32{1, 2, uint32(min(4, w.cfg.Chunks))}[w.rng.IntN(3)]
+	if w.cfg.Calm {
+		v.unit, v.width = cluster.ChunkSize, 1
+	}
 	v.oracle.init(v)
 	blocks := v.size / block
 	for range 2 + w.rng.IntN(3) {
@@ -78,7 +82,7 @@ func newVolume(w *World, i int) *Volume {
 		}
 		v.windows = append(v.windows, window{first, 2 + w.rng.Uint64N(5)})
 	}
-	v.guest = &Guest{v: v, depth: 1 + w.rng.IntN(6), think: w.between(200*us, 8*ms)}
+	v.guest = &Guest{v: v, depth: 1 + w.rng.IntN(6), think: w.between(200*us, 8*ms), quiet: w.cfg.Calm}
 	return v
 }
 
@@ -219,6 +223,7 @@ func (g *Guest) completed(c *Client, r *bio.Request) {
 	}
 	switch {
 	case q.ghost:
+		q.over = true
 		g.v.haunted(c, q)
 		return
 	case q.orphan:
@@ -237,6 +242,7 @@ func (g *Guest) completed(c *Client, r *bio.Request) {
 func (g *Guest) ended(c *Client, q *request) {
 	w, v := g.v.w, g.v
 	g.done++
+	q.over = true
 	w.logf("%s: %s %s [%d+%d) ends: %v", c, v.name, q.r.Op, q.first, q.count, q.r.Err)
 	if q.r.Err != nil {
 		v.oracle.failed(q)

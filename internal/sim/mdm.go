@@ -39,6 +39,7 @@ type Mdm struct {
 	persisted   map[cluster.VolumeID]cluster.Generation
 	learned     map[cluster.DeviceID]uint64
 	care        care
+	idle        bool // a directed schedule's leader has not come to care for copies yet
 }
 
 type sessionTerm struct {
@@ -53,6 +54,7 @@ type watcher struct {
 	m       *cluster.Map
 	alive   func() bool // false: it is gone for good
 	reach   func() bool // false: it cannot be reached now
+	held    *bool       // true: a directed schedule keeps the map from it
 	adopt   func(*cluster.Map)
 	pending bool
 	last    int64
@@ -149,7 +151,7 @@ func (m *Mdm) deliver(s *watcher) {
 	if !s.alive() {
 		return
 	}
-	if !m.up || !s.reach() {
+	if !m.up || !s.reach() || *s.held {
 		w.after(200*ms, evMap, 0, func() { m.deliver(s) })
 		return
 	}
@@ -279,7 +281,7 @@ func (n *Node) register() {
 		}
 		n.lease, n.dev = lease, answer.Devices[0]
 		if n.sub == nil {
-			n.sub = &watcher{alive: func() bool { return n.life == life }, reach: n.reach,
+			n.sub = &watcher{alive: func() bool { return n.life == life }, reach: n.reach, held: &n.mapHeld,
 				adopt: n.learn}
 			m.watch(n.sub)
 		}

@@ -76,9 +76,32 @@ func (c *Conn) deliver(from int) {
 		return
 	}
 	m := c.queue[from][0]
+	if c.w.hold != nil && c.w.hold(c, from, &m) {
+		c.w.held = append(c.w.held, heldMessage{c, from})
+		return
+	}
 	c.queue[from] = c.queue[from][1:]
 	c.w.mix(uint64(m.h.Op), m.h.ID, uint64(m.h.Status)<<8|uint64(m.h.Flags))
 	c.ends[1-from].received(c, m)
+}
+
+// heldMessage is a delivery that a directed schedule has put off.
+type heldMessage struct {
+	c    *Conn
+	from int
+}
+
+// filter picks messages.
+type filter func(c *Conn, from int, m *message) bool
+
+// keep sets what is not delivered from now on; what was kept before and is not
+// any more goes on.
+func (w *World) keep(which filter) {
+	held := w.held
+	w.hold, w.held = which, nil
+	for _, h := range held {
+		w.after(0, evNet, h.c.id, func() { h.c.deliver(h.from) })
+	}
 }
 
 // kill ends the connection: of each direction an unknown part still arrives.
@@ -90,7 +113,9 @@ func (c *Conn) kill(half [2]int64) {
 	c.dying = true
 	w := c.w
 	for from := range 2 {
-		if n := len(c.queue[from]); n > 0 {
+		if n := len(c.queue[from]); w.cfg.Calm {
+			c.queue[from] = nil
+		} else if n > 0 {
 			c.queue[from] = c.queue[from][:w.rng.IntN(n+1)]
 		}
 	}
@@ -138,7 +163,7 @@ func (c *Conn) cut() {
 	var half [2]int64
 	for side := range half {
 		half[side] = w.between(0, 2*ms)
-		if w.rng.IntN(3) == 0 {
+		if !w.cfg.Calm && w.rng.IntN(3) == 0 {
 			half[side] = w.between(0, silence)
 		}
 	}

@@ -51,6 +51,9 @@ type Node struct {
 	clean     bool // it is stopping cleanly
 	silent    bool // while it is down: not even the host answers
 	bornAt    int64
+	mapHeld   bool   // as a client's
+	vacated   uint64 // map version up to which it has freed what lies elsewhere
+	vacating  bool
 }
 
 // flying is an operation of the disk that has not ended.
@@ -127,7 +130,7 @@ func (n *Node) kill(power bool) {
 		if f.io.Kind != store.IOWrite {
 			continue
 		}
-		if power {
+		if power || w.cfg.Calm {
 			n.disk.write(f.io.Data, f.io.Off)
 		} else {
 			n.disk.partly(w.rng, f.io.Data, f.io.Off)
@@ -137,7 +140,7 @@ func (n *Node) kill(power bool) {
 		n.disk.powerLoss(w.rng)
 	}
 	n.disk.failOpen = 0
-	n.silent = power && w.rng.IntN(2) == 0
+	n.silent = power && w.chance(1, 2)
 	n.die(n.silent)
 	w.logf("%s dies, power loss %v", n.name, power)
 }
@@ -146,6 +149,7 @@ func (n *Node) kill(power bool) {
 func (n *Node) die(silent bool) {
 	n.life++
 	n.state, n.ios, n.batch, n.clean = nodeDown, nil, false, false
+	n.vacated, n.vacating = 0, false
 	n.core, n.gate, n.rs, n.sub, n.reporting = nil, nil, nil, nil, false
 	w := n.w
 	n.dropLinks()

@@ -130,6 +130,7 @@ func (n *Node) dialPeer(id cluster.DeviceID) {
 		l := &link{n: n, id: id, ops: map[uint64]*resync.Op{}}
 		s := &serverConn{n: o, peer: true}
 		l.c = w.connect(l, s)
+		l.c.node = o
 		s.c, s.id = l.c, gate.ConnID(l.c.id)
 		o.conns = append(o.conns, s)
 		n.links = append(n.links, l)

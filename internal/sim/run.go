@@ -26,7 +26,10 @@ type Report struct {
 
 // diskSize is enough for the metadata and a few chunks more than the volumes
 // could store.
-func (c *Config) diskSize() int64 {
+func (c *Config) diskSize(server int) int64 {
+	if server < len(c.Room) && c.Room[server] > 0 {
+		return 2<<20 + int64(c.Room[server])*cluster.ChunkSize
+	}
 	return 4<<20 + int64(c.Volumes*c.Chunks+4)*cluster.ChunkSize
 }
 
@@ -36,10 +39,13 @@ func New(cfg Config) *World {
 	w.mdm = newMdm(w)
 	w.mdm.commit(w.mdm.st.Found(clusterID, w.mdm.time()))
 	for i := range cfg.Servers {
-		n := newNode(w, i, cfg.diskSize())
+		n := newNode(w, i, cfg.diskSize(i))
 		n.cfg = store.Config{ALSlots: 4 + w.rng.IntN(8), PageCache: 128, VerifyReads: w.rng.IntN(2) == 0,
 			Discard: w.rng.IntN(2) == 0, Off: cfg.Off}
 		n.disk.through = w.rng.IntN(8) == 0
+		if cfg.Calm {
+			n.disk.through, n.cfg.ALSlots = false, 8
+		}
 		w.nodes = append(w.nodes, n)
 		n.start()
 	}

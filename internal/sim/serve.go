@@ -231,6 +231,7 @@ func (n *Node) gateMoved() {
 			}
 		})
 	}
+	n.vacate()
 	for _, volume := range n.gate.Raised() {
 		n.core.EachRegion(func(id cluster.VolumeID, layer uint32, chunk uint64) {
 			if id != volume || m.Volumes[id] == nil {

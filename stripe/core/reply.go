@@ -220,7 +220,12 @@ func (c *Core) unreack(ref int32) {
 func (c *Core) noSpace(ref int32) {
 	pi := ref / MaxCopies
 	p := &c.pieces[pi]
-	p.undo, p.err = true, bio.ErrNoSpace
+	p.err = bio.ErrNoSpace
+	if c.cfg.Off.Has(rules.NoSplit) {
+		c.acked(ref)
+		return
+	}
+	p.undo = true
 	for other := pi * MaxCopies; other < (pi+1)*MaxCopies; other++ {
 		if c.copies[other].kind == copyDone {
 			p.open++
