@@ -76,6 +76,7 @@ type Stats struct {
 	RingOps   uint64 // of these, by io_uring
 	Wakeups   uint64 // times another goroutine had to wake the loop
 	Turns     uint64
+	Parks     uint64 // waits that lent the loop's processor to other goroutines
 	Active    uint64 // operations submitted and not completed
 	Overflows uint64 // times the kernel had to queue completions beyond its ring
 }
@@ -140,7 +141,7 @@ type Loop struct {
 
 // published is a copy of the counters that other goroutines may read.
 type published struct {
-	enters, ops, ringOps, wakeups, turns, active, overflows atomic.Uint64
+	enters, ops, ringOps, wakeups, turns, parks, active, overflows atomic.Uint64
 }
 
 // New makes a loop and its thread, which waits for Start. The loop must be
@@ -370,8 +371,8 @@ func (l *Loop) Stats() Stats {
 	s := &l.stats
 	return Stats{
 		Enters: s.enters.Load(), Ops: s.ops.Load(), RingOps: s.ringOps.Load(),
-		Wakeups: s.wakeups.Load(), Turns: s.turns.Load(), Active: s.active.Load(),
-		Overflows: s.overflows.Load(),
+		Wakeups: s.wakeups.Load(), Turns: s.turns.Load(), Parks: s.parks.Load(),
+		Active: s.active.Load(), Overflows: s.overflows.Load(),
 	}
 }
 
@@ -382,6 +383,7 @@ func (l *Loop) publish() {
 	s.ringOps.Store(c.RingOps)
 	s.wakeups.Store(c.Wakeups)
 	s.turns.Store(c.Turns)
+	s.parks.Store(c.Parks)
 	s.active.Store(uint64(l.active))
 	s.overflows.Store(c.Overflows)
 }

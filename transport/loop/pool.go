@@ -135,6 +135,7 @@ func (p *pool) poll(timeout int64) int {
 			const longest = 1 << 30
 			ms = int(min((timeout+999_999)/1_000_000, longest))
 		}
+		p.l.count.Parks++
 		n, _, errno = unix.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(p.epfd), set, epollBatch,
 			uintptr(ms), 0, 0)
 	}

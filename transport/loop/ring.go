@@ -270,28 +270,27 @@ func (r *ring) overflowed() bool { return atomic.LoadUint32(r.sqFlags)&sqCQOverf
 // enter publishes what was written to the slots, and waits for atLeast
 // completions, at most timeout ns if that is positive.
 //
-// A wait may block, so the scheduler is told of it and lends this thread's
-// processor to others meanwhile. Anything else is short, and the plain system
-// call is about 60 ns cheaper.
-func (r *ring) enter(flags uintptr, atLeast int, timeout int64) syscall.Errno {
+// Where the wait may be long, blocks says so to the scheduler, which lends this
+// thread's processor to others meanwhile. Anything else is a plain system call.
+func (r *ring) enter(flags uintptr, atLeast int, timeout int64, blocks bool) syscall.Errno {
 	toSubmit := r.tail - atomic.LoadUint32(r.sqHead)
 	if toSubmit > 0 {
 		atomic.StoreUint32(r.sqTail, r.tail)
 	}
-	var errno syscall.Errno
-	switch {
-	case atLeast == 0:
-		_, _, errno = unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd),
-			uintptr(toSubmit), 0, flags, 0, 0)
-	case timeout > 0:
+	var arg, size uintptr
+	if timeout > 0 {
 		r.ts = unix.NsecToTimespec(timeout)
 		r.arg = getEventsArg{ts: uint64(uintptr(unsafe.Pointer(&r.ts)))}
+		flags |= enterExtArg
+		arg, size = uintptr(unsafe.Pointer(&r.arg)), unsafe.Sizeof(r.arg)
+	}
+	var errno syscall.Errno
+	if blocks {
 		_, _, errno = unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd),
-			uintptr(toSubmit), uintptr(atLeast), flags|enterExtArg,
-			uintptr(unsafe.Pointer(&r.arg)), unsafe.Sizeof(r.arg))
-	default:
-		_, _, errno = unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd),
-			uintptr(toSubmit), uintptr(atLeast), flags, 0, 0)
+			uintptr(toSubmit), uintptr(atLeast), flags, arg, size)
+	} else {
+		_, _, errno = unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd),
+			uintptr(toSubmit), uintptr(atLeast), flags, arg, size)
 	}
 	return errno
 }

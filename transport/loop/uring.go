@@ -20,6 +20,13 @@ const (
 // reapBatch completions are copied out before their callbacks run.
 const reapBatch = 64
 
+// A wait keeps the loop's processor from others for keepProcessor ns, if so many
+// waits before it were shorter than that. One ping and its answer are fewer.
+const (
+	keepProcessor = 20_000_000
+	shortWaits    = 6
+)
+
 // uring is the engine on an io_uring.
 //
 // Where later work fits in: registered files and buffers in fill (sqe.flags,
@@ -40,6 +47,7 @@ type uring struct {
 	batch    [reapBatch]cqe
 	spin     spinner
 	armed    bool // the poll of the eventfd
+	short    int  // waits in a row that ended within keepProcessor
 }
 
 func newUring(l *Loop) (*uring, error) {
@@ -81,7 +89,7 @@ func (u *uring) slot() *sqe {
 	if s := u.ring.slot(); s != nil {
 		return s
 	}
-	u.enter(0, 0, 0)
+	u.enter(0, 0, 0, false)
 	return u.ring.slot()
 }
 
@@ -134,10 +142,10 @@ func (u *uring) wait(timeout int64) {
 	switch {
 	case timeout == 0 || !u.failed.empty() || !u.backlog.empty() || len(u.cancels) > 0 || !u.armed:
 		// Something is left to do that no completion would announce.
-		u.enter(enterGetEvents, 0, 0)
+		u.enter(enterGetEvents, 0, 0, false)
 	case u.spin.limit > 0 && u.poll(timeout):
 	default:
-		u.enter(enterGetEvents, 1, timeout)
+		u.sleep(timeout)
 	}
 	u.l.tick()
 	if u.ring.overflowed() {
@@ -161,7 +169,7 @@ func (u *uring) poll(timeout int64) bool {
 		budget = min(budget, timeout)
 	}
 	for {
-		u.enter(enterGetEvents, 0, 0)
+		u.enter(enterGetEvents, 0, 0, false)
 		if u.ring.ready() > 0 {
 			u.spin.won()
 			return true
@@ -173,9 +181,37 @@ func (u *uring) poll(timeout int64) bool {
 	}
 }
 
-func (u *uring) enter(flags uintptr, atLeast int, timeout int64) {
+// sleep waits for a completion. While waits are short the loop keeps its
+// processor in them: giving it up wakes the scheduler's monitor, which then ticks
+// every 20 µs until it finds the processor idle, and costs more than the request.
+func (u *uring) sleep(timeout int64) {
+	begin := int64(time.Since(base))
+	if u.short >= shortWaits {
+		limit := int64(keepProcessor)
+		if timeout > 0 {
+			limit = min(limit, timeout)
+		}
+		u.enter(enterGetEvents, 1, limit, false)
+		if u.ring.ready() > 0 || limit == timeout {
+			return
+		}
+		u.short = 0
+		if timeout > 0 {
+			timeout -= limit
+		}
+	}
+	u.l.count.Parks++
+	u.enter(enterGetEvents, 1, timeout, true)
+	if u.ring.ready() > 0 && int64(time.Since(base))-begin < keepProcessor {
+		u.short++
+	} else {
+		u.short = 0
+	}
+}
+
+func (u *uring) enter(flags uintptr, atLeast int, timeout int64, blocks bool) {
 	u.l.count.Enters++
-	errno := u.ring.enter(flags, atLeast, timeout)
+	errno := u.ring.enter(flags, atLeast, timeout, blocks)
 	switch errno {
 	case 0, unix.ETIME, unix.EINTR:
 	case unix.EBUSY, unix.EAGAIN:
