@@ -38,7 +38,7 @@ const (
 	dialAgain          = 200 * time.Millisecond
 	watchInterval      = time.Second          // how often a device looks for hung operations
 	idleStep           = 2 * time.Millisecond // between steps of the store's background work
-	idleInterval       = 100 * time.Millisecond
+	idleInterval       = 500 * time.Millisecond
 	registerBackOffMin = 200 * time.Millisecond
 	registerBackOffMax = 3 * time.Second
 	// A clean stop waits so long for clients to take their last replies, and for
