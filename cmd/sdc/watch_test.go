@@ -120,7 +120,8 @@ func TestWhyText(t *testing.T) {
 		Attachment: daemon.Attachment{Device: "/dev/nbd0", Volume: "db", State: daemon.StateWaiting, InFlight: 9,
 			OldestMS: 12300, Reconnects: 1},
 		Waits: []daemon.Wait{
-			{Device: 2, Server: "sds2", Addr: "10.0.0.12:7420", Reason: "not-connected", Why: "not connected: connection refused",
+			{Device: 2, Server: "sds2", Addr: "10.0.0.12:7420", Reason: "not-connected",
+				Why:      "not connected: connection refused",
 				Next:     "I/O goes on without it as soon as the metadata manager has taken it out of the in-sync sets",
 				Requests: 8,
 				Since:    noon.Add(-12300 * time.Millisecond), NextAt: noon.Add(400 * time.Millisecond),
