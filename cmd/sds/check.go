@@ -19,6 +19,7 @@ type finding struct {
 	Chunks    uint64   `json:"chunks"`
 	Blocks    uint64   `json:"blocks"`    // compared with their checksums
 	Uncertain uint64   `json:"uncertain"` // left open by a crash; the next start settles them
+	Torn      uint64   `json:"torn"`      // header pages that a crash has torn; the next start makes them good
 	Total     uint64   `json:"total"`     // problems
 	Problems  []string `json:"problems"`  // the first of them
 }
@@ -34,10 +35,11 @@ func newCheck() *cobra.Command {
 		Short: "Verify every structure and checksum of a device",
 		Long: `check reads a device that is not being served and verifies its metadata and the
 checksum of every block. It changes nothing. The exit code is 1 when something is
-wrong; what is wrong with one copy, another copy makes good once both are served.
+wrong; each line names the structure, what is wrong with it, and what helps.
 
 After a crash, blocks that were being written are uncertain until the next start
-compares them; they are counted and are no problem.`,
+compares them, and a page of the header table may be torn; they are counted and are
+no problem.`,
 		Example: `  sds check /dev/sdb
   sds check --metadata-only /dev/sdb      # seconds instead of a whole read`,
 		Args: onePath,
@@ -65,7 +67,7 @@ func runCheck(cmd *cobra.Command, path, output string, withData bool) (err error
 	if err != nil {
 		return fmt.Errorf("check %s: %w", path, err)
 	}
-	f := finding{Path: path, Chunks: r.Chunks, Blocks: r.Blocks, Uncertain: r.Uncertain, Total: r.Total,
+	f := finding{Path: path, Chunks: r.Chunks, Blocks: r.Blocks, Uncertain: r.Uncertain, Torn: r.Torn, Total: r.Total,
 		Problems: []string{}}
 	for _, p := range r.Problems {
 		f.Problems = append(f.Problems, p.String())
@@ -92,7 +94,7 @@ func (f *finding) print(out io.Writer, output string) error {
 		}
 		fmt.Fprintln(out, p)
 	}
-	_, err := fmt.Fprintf(out, "%s: %d chunks, %d blocks compared, %d uncertain, %d problems\n",
-		f.Path, f.Chunks, f.Blocks, f.Uncertain, f.Total)
+	_, err := fmt.Fprintf(out, "%s: %d chunks, %d blocks compared, %d uncertain, %d pages torn, "+
+		"%d problems\n", f.Path, f.Chunks, f.Blocks, f.Uncertain, f.Torn, f.Total)
 	return err
 }

@@ -3,6 +3,7 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/cespare/xxhash/v2"
@@ -21,24 +22,35 @@ type CheckResult struct {
 	Chunks    uint64 // whose metadata was read
 	Blocks    uint64 // whose data was compared
 	Uncertain uint64 // blocks in regions that a crash left open; the next start settles them
+	Torn      uint64 // header pages that a crash has torn; the next start makes them good
 	Problems  []Problem
 	Total     uint64 // problems found; Problems lists the first maxProblems
 }
 
 // Problem is one thing that is wrong.
 type Problem struct {
-	Where string
+	Where string // the structure
 	What  string
+	Do    string // what helps
 }
 
-func (p Problem) String() string { return p.Where + ": " + p.What }
+func (p Problem) String() string { return p.Where + ": " + p.What + "; " + p.Do }
 
 const maxProblems = 1000
 
-func (r *CheckResult) add(where, what string, args ...any) {
+// What helps.
+const (
+	doStart  = "the next start of sds writes it again"
+	doScrub  = "the next start makes it good, and a scrub does while sds serves"
+	doMend   = "a scrub mends it from another copy; without one its contents are lost"
+	doChunk  = "the chunk is read from another copy, and a write of the whole chunk heals it here"
+	doReplay = "the device will not start: remove it (scli device remove), format it and add it again"
+)
+
+func (r *CheckResult) add(do, where, what string, args ...any) {
 	r.Total++
 	if len(r.Problems) < maxProblems {
-		r.Problems = append(r.Problems, Problem{where, fmt.Sprintf(what, args...)})
+		r.Problems = append(r.Problems, Problem{where, fmt.Sprintf(what, args...), do})
 	}
 }
 
@@ -47,21 +59,25 @@ func (r *CheckResult) add(where, what string, args ...any) {
 // wrong but could be read around is in the result.
 func Check(d Disk, o CheckOptions) (*CheckResult, error) {
 	r := &CheckResult{}
-	_, twins, err := readSuper(d)
+	sb, twins, err := readSuper(d)
 	if err != nil {
 		return nil, err
 	}
 	for i, ok := range twins {
 		if !ok {
-			r.add(fmt.Sprintf("superblock %c", 'A'+i), "damaged; the other copy is used")
+			r.add(doStart, fmt.Sprintf("superblock %c", 'A'+i), "damaged; the other copy is used")
 		}
 	}
-	c, err := load(d, Config{})
-	if err != nil {
+	if err := r.headers(d, &sb); err != nil {
 		return nil, err
 	}
-	if n := c.stats.HeaderRebuilds; n > 0 {
-		r.add("header table", "%d pages have a twin that is not valid (after a crash this may be normal)", n)
+	c, err := load(d, Config{})
+	if errors.Is(err, ErrCorrupt) {
+		r.add(doReplay, "log and tables", "%v", err)
+		return r, nil
+	}
+	if err != nil {
+		return nil, err
 	}
 	k := &checker{c: c, d: d, r: r, o: o, twins: alignedBytes(2 * pageSize)}
 	if o.Data {
@@ -80,6 +96,34 @@ func Check(d Disk, o CheckOptions) (*CheckResult, error) {
 		}
 	}
 	return r, nil
+}
+
+// headers looks at both twins of each header page. After a crash one may be torn.
+func (r *CheckResult) headers(d Disk, s *superblock) error {
+	l := &s.layout
+	b := alignedBytes(2 * pageSize)
+	for index := range l.headerPages() {
+		if err := readFull(d, b, l.headerAt(index, 0)); err != nil {
+			return fmt.Errorf("header table: %w", err)
+		}
+		bad := ""
+		for t := range uint64(2) {
+			if seq, ok := openHeaderPage(b[t*pageSize:], s.salt(), index); !ok || seq&1 != t {
+				bad += string(rune('A' + t))
+			}
+		}
+		switch {
+		case bad == "":
+		case len(bad) == 1 && s.flags&superClean == 0:
+			r.Torn++
+		default:
+			first := index * headersPerPage
+			where := fmt.Sprintf("header table page %d (slots %d to %d)", index, first,
+				min(first+headersPerPage, l.slots)-1)
+			r.add(doScrub, where, "twin %s is damaged; entries are taken from the chunk pages", bad)
+		}
+	}
+	return nil
 }
 
 type checker struct {
@@ -106,14 +150,14 @@ func (k *checker) chunk(slot uint32) {
 		st := c.decodePage(p, k.twins, err)
 		switch {
 		case err != nil:
-			r.add(where, "checksum page: %v", err)
+			r.add(doChunk, where, "the checksum page cannot be read: %v", err)
 			return
 		case st != 0:
-			r.add(where, "no valid checksum page with sequence number %d", in.pageSeq)
+			r.add(doChunk, where, "no valid checksum page with sequence number %d", in.pageSeq)
 			return
 		}
 		if n := p.bits.count(); !overlay && n != int(in.blocks) {
-			r.add(where, "the header counts %d blocks, the page %d", in.blocks, n)
+			r.add(doChunk, where, "the header counts %d blocks, the page %d", in.blocks, n)
 		}
 	}
 	if k.o.Data {
@@ -128,9 +172,9 @@ func (k *checker) blocks(where string, slot uint32, p *page) {
 	}
 	first, last := p.bits.first(), p.bits.last()
 	b := k.data[:(last+1-first)<<blockShift]
-	if err := readFull(k.d, b, c.lay.dataAt(slot)+int64(first)<<blockShift); err != nil {
-		r.add(where, "data: %v", err)
-		return
+	at := c.lay.dataAt(slot) + int64(first)<<blockShift
+	if err := readFull(k.d, b, at); err != nil {
+		k.blockByBlock(where, b, at, p, first)
 	}
 	e := c.slots.info[slot].al
 	open := e != 0 && c.al.ent[e].marks&MarkVerify != 0
@@ -147,6 +191,20 @@ func (k *checker) blocks(where string, slot uint32, p *page) {
 			r.Uncertain++
 			continue
 		}
-		r.add(where, "block %d does not match its checksum", i)
+		r.add(doMend, where, "block %d does not match its checksum", i)
+	}
+}
+
+// blockByBlock reads what can be read of a chunk and takes the rest out of p.
+func (k *checker) blockByBlock(where string, b []byte, at int64, p *page, first uint32) {
+	for o := int64(0); o < int64(len(b)); o += pageSize {
+		i := first + uint32(o>>blockShift)
+		if !p.bits.has(i) {
+			continue
+		}
+		if err := readFull(k.d, b[o:o+pageSize], at+o); err != nil {
+			k.r.add(doMend, where, "block %d cannot be read: %v", i, err)
+			p.bits.clear(i)
+		}
 	}
 }

@@ -41,7 +41,7 @@ const enumSize = 8 << 20
 func newEnumerator(t testing.TB, seed uint64, cfg Config) *enumerator {
 	e := &enumerator{on: true, rnd: rand.New(rand.NewPCG(seed, 11))}
 	e.looking = alignedBytes(cluster.ChunkSize)
-	e.images = disk.Images{Limit: 32, Torn: true, Rand: e.rnd}
+	e.images = disk.Images{Limit: 16, Torn: true, Rand: e.rnd}
 	if os.Getenv("BRAID_SOAK") != "" {
 		e.images.Limit, e.images.AllTorn = 1<<10, true
 	}

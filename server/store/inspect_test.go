@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"braid/cluster"
+	"braid/server/disk"
 )
 
 // Goal: a healthy device checks clean, also after a crash; every kind of damage
@@ -116,6 +117,13 @@ func TestDamagedMetadata(t *testing.T) {
 		g.reopen(Config{LocalResolve: true})
 		g.want(1, 1, 1, 0, cluster.ChunkSize, 6)
 	})
+	t.Run("end of the log after a clean stop", func(t *testing.T) {
+		g := setup()
+		g.disk.Corrupt(g.core.lay.ringAt(g.core.log.next-1) + 200)
+		if _, err := Open(g.disk, Config{}); err == nil {
+			t.Fatal("opened a log whose end is missing")
+		}
+	})
 	t.Run("hole in the log", func(t *testing.T) {
 		g := setup()
 		g.disk.Corrupt(g.core.lay.ringAt(g.core.log.next-2) + 200)
@@ -126,4 +134,52 @@ func TestDamagedMetadata(t *testing.T) {
 			t.Fatalf("inspect does not name the hole: %+v, %v", rep, err)
 		}
 	})
+}
+
+// Goal: the check names each structure that is damaged, and what helps.
+func TestCheckNames(t *testing.T) {
+	for _, x := range []struct {
+		name string
+		hurt func(g *rig)
+		want string
+	}{
+		{"nothing", func(*rig) {}, ""},
+		{"superblock", func(g *rig) { g.disk.Corrupt(superB + 9) },
+			"superblock B: damaged; the other copy is used; the next start of sds writes it again"},
+		{"header page", func(g *rig) { g.disk.Corrupt(g.core.lay.headerAt(0, 1) + 700) },
+			"header table page 0 (slots 0 to 61): twin B is damaged"},
+		{"chunk page", func(g *rig) {
+			s := g.slotOf(1)
+			g.disk.Corrupt(g.core.lay.pageAt(s, g.core.slots.info[s].pageSeq&1) + 300)
+		}, "volume 1 chunk 1 (slot 1): no valid checksum page"},
+		{"block", func(g *rig) { g.disk.Corrupt(g.core.lay.dataAt(g.slotOf(1)) + 5<<12) },
+			"volume 1 chunk 1 (slot 1): block 5 does not match its checksum; a scrub mends it"},
+		{"unreadable block", func(g *rig) {
+			g.disk.Fail(disk.Fault{Op: "read", Off: g.core.lay.dataAt(g.slotOf(1)) + 3<<12, Len: 4096})
+		}, "volume 1 chunk 1 (slot 1): block 3 cannot be read"},
+		{"log", func(g *rig) { g.disk.Corrupt(g.core.lay.ringAt(g.core.log.next-1) + 70) },
+			"log and tables: metadata is corrupt: the log ends at page"},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			g := stored(t, Config{LocalResolve: true})
+			for i := range uint64(idleTailPages + 4) { // the log's tail passes the chunks' records
+				g.must(writeReq(1, 1, 2+i, 2, 0, 4096, i))
+				g.flush(1, 1, 2+i)
+			}
+			g.rest()
+			g.must(&Request{Op: OpStop})
+			x.hurt(g)
+			r, err := Check(g.disk, CheckOptions{Data: true})
+			switch {
+			case err != nil:
+				t.Fatal(err)
+			case x.want == "":
+				if r.Total != 0 {
+					t.Fatalf("%v", r.Problems)
+				}
+			case r.Total != 1 || !strings.Contains(r.Problems[0].String(), x.want):
+				t.Fatalf("%d problems: %v", r.Total, r.Problems)
+			}
+		})
+	}
 }

@@ -143,6 +143,10 @@ func (c *Core) replayLog(d Disk) error {
 		c.doubted = append(c.doubted, last.seq)
 	}
 	end := last.seq + uint64(last.count)
+	if end < c.sb.certain {
+		// The group's pages were flushed before a clean stop: no crash can have cut them off.
+		return fmt.Errorf("%w: the log ends at page %d, a clean stop left it at %d", ErrCorrupt, end, c.sb.certain)
+	}
 	each := func(fn func(*record) error) error {
 		for s := last.tail; s < end; {
 			h := g.group(s)

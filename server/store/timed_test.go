@@ -188,7 +188,7 @@ func TestCostsOnSlowFlush(t *testing.T) {
 		t.Run(k.name, func(t *testing.T) {
 			c := newTimedClient(t, slots, k.depth)
 			c.chunk = k.chunk
-			n := 40000
+			n := 16000
 			if k.fsync {
 				n = 5000
 			}
