@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"braid/cmd/internal/cli"
 	"braid/mdm/client"
 	"braid/mdm/pb"
 )
@@ -34,7 +35,7 @@ func (a *app) eventsCommand() *cobra.Command {
 with -o json it then prints one object per line instead of an array.`,
 		Example: `  scli events --limit 20
   scli events --follow`,
-		Args: wrap(cobra.NoArgs),
+		Args: cli.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return a.ask(c, func(ctx context.Context, mdm *client.Client) error {
 				all := []event{}

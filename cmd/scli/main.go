@@ -6,29 +6,18 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"braid/cluster"
+	"braid/cmd/internal/cli"
 	"braid/mdm/client"
 )
-
-// Exit codes.
-const (
-	exitFailed = 1
-	exitUsage  = 2
-)
-
-// errUsage marks errors of the command line itself.
-var errUsage = errors.New("wrong usage")
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
@@ -51,21 +40,7 @@ func run(ctx context.Context, args []string, mdm string, stdout, stderr io.Write
 	if mdm == "" {
 		mdm = client.DefaultAddr
 	}
-	root := a.rootCommand(mdm)
-	root.SetArgs(args)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
-	if err == nil || errors.Is(err, context.Canceled) {
-		return 0
-	}
-	text := strings.TrimPrefix(err.Error(), errUsage.Error()+"\n")
-	fmt.Fprintln(stderr, "scli:", strings.TrimPrefix(text, "scli "))
-	if errors.Is(err, errUsage) {
-		fmt.Fprintln(stderr, "See `scli --help`.")
-		return exitUsage
-	}
-	return exitFailed
+	return cli.Run(ctx, a.rootCommand(mdm), args, stdout, stderr)
 }
 
 func (a *app) rootCommand(mdm string) *cobra.Command {
@@ -81,20 +56,16 @@ Sizes are binary: 64K, 10G, 1.5T. Exit codes: 0 done, 1 failed, 2 wrong usage.`,
   scli volume create db --size 100G
   scli volume list -o json
   scli events --follow`,
-		Version:       cluster.Version,
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		Args:          wrap(cobra.NoArgs),
-		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+		Version: cluster.Version,
+		Args:    cli.NoArgs,
+		RunE:    func(c *cobra.Command, _ []string) error { return c.Help() },
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			if a.output != "table" && a.output != "json" {
-				return wrong("-o %s: there are table and json", a.output)
+				return cli.Usagef("-o %s: there are table and json", a.output)
 			}
 			return nil
 		},
 	}
-	root.CompletionOptions.HiddenDefaultCmd = true
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return errors.Join(errUsage, err) })
 	f := root.PersistentFlags()
 	f.StringVar(&a.mdm, "mdm", mdm, "metadata managers, HOST:PORT[,…]; also $BRAID_MDM")
 	f.StringVarP(&a.output, "output", "o", "table", "table or json")
@@ -104,28 +75,14 @@ Sizes are binary: 64K, 10G, 1.5T. Exit codes: 0 done, 1 failed, 2 wrong usage.`,
 	return root
 }
 
-func wrong(format string, args ...any) error {
-	return errors.Join(errUsage, fmt.Errorf(format, args...))
-}
-
-// wrap makes wrong arguments wrong usage.
-func wrap(check cobra.PositionalArgs) cobra.PositionalArgs {
-	return func(c *cobra.Command, args []string) error {
-		if err := check(c, args); err != nil {
-			return wrong("%s: %w", c.CommandPath(), err)
-		}
-		return nil
-	}
-}
-
 // named wants the name of the thing a command works on.
 func named(what string) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		switch {
 		case len(args) == 0:
-			return wrong("%s: which %s? Usage: %s", c.CommandPath(), what, c.UseLine())
+			return cli.Usagef("%s: which %s? Usage: %s", c.CommandPath(), what, c.UseLine())
 		case len(args) > 1:
-			return wrong("%s: %q is too much; usage: %s", c.CommandPath(), args[1], c.UseLine())
+			return cli.Usagef("%s: %q is too much; usage: %s", c.CommandPath(), args[1], c.UseLine())
 		}
 		return nil
 	}
@@ -133,7 +90,7 @@ func named(what string) cobra.PositionalArgs {
 
 // group is a command that only has subcommands.
 func group(use, short string, commands ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: use, Short: short, Args: wrap(cobra.NoArgs),
+	c := &cobra.Command{Use: use, Short: short, Args: cli.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
 	c.AddCommand(commands...)
 	return c
@@ -143,7 +100,7 @@ func group(use, short string, commands ...*cobra.Command) *cobra.Command {
 func (a *app) ask(c *cobra.Command, f func(context.Context, *client.Client) error) error {
 	mdm, err := client.New([]string{a.mdm}, client.Options{Patience: a.timeout})
 	if err != nil {
-		return errors.Join(errUsage, err)
+		return cli.UsageError{Err: err}
 	}
 	defer mdm.Close()
 	return f(c.Context(), mdm)
@@ -152,7 +109,7 @@ func (a *app) ask(c *cobra.Command, f func(context.Context, *client.Client) erro
 func parseSize(flag, text string) (uint64, error) {
 	n, err := cluster.ParseSize(text)
 	if err != nil {
-		return 0, wrong("%s: %w", flag, err)
+		return 0, cli.Usagef("%s: %w", flag, err)
 	}
 	return n, nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"braid/cmd/internal/cli"
 	"braid/mdm/client"
 	"braid/mdm/pb"
 )
@@ -134,7 +135,7 @@ func (a *app) rebalanceCommand() *cobra.Command {
 		Short: "Show what would move, and change nothing",
 		Example: `  scli rebalance plan
   scli rebalance plan --without 3,4      as if devices 3 and 4 were removed`,
-		Args: wrap(cobra.NoArgs),
+		Args: cli.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			var ids []uint32
 			for _, id := range without {
@@ -155,7 +156,7 @@ func (a *app) rebalanceCommand() *cobra.Command {
 	}
 	plan.Flags().UintSliceVar(&without, "without", nil, "devices, as if they were removed")
 	set := func(use, short string, r *pb.SetMovesRequest) *cobra.Command {
-		return &cobra.Command{Use: use, Short: short, Args: wrap(cobra.NoArgs),
+		return &cobra.Command{Use: use, Short: short, Args: cli.NoArgs,
 			RunE: func(c *cobra.Command, _ []string) error { return a.setMoves(c, r) }}
 	}
 	yes, no := true, false
@@ -168,7 +169,7 @@ func (a *app) rebalanceCommand() *cobra.Command {
 		RunE: func(c *cobra.Command, args []string) error {
 			d, err := time.ParseDuration(args[0])
 			if err != nil || d < 0 {
-				return wrong("rebalance grace %s: give a duration as 90s, 10m or 1h", args[0])
+				return cli.Usagef("rebalance grace %s: give a duration as 90s, 10m or 1h", args[0])
 			}
 			ms := uint64(d.Milliseconds())
 			return a.setMoves(c, &pb.SetMovesRequest{GraceMs: &ms})
@@ -177,7 +178,7 @@ func (a *app) rebalanceCommand() *cobra.Command {
 	status := &cobra.Command{
 		Use:   "status",
 		Short: "Show what is still to move",
-		Args:  wrap(cobra.NoArgs),
+		Args:  cli.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return a.ask(c, func(ctx context.Context, mdm *client.Client) error {
 				m, err := mdm.Moves(ctx)
@@ -325,7 +326,7 @@ something is always refused.`,
   scli device remove 3 --force`,
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return wrong("%s: which device? Usage: %s", c.CommandPath(), c.UseLine())
+				return cli.Usagef("%s: which device? Usage: %s", c.CommandPath(), c.UseLine())
 			}
 			return nil
 		},
@@ -334,7 +335,7 @@ something is always refused.`,
 			for _, arg := range args {
 				id, err := strconv.ParseUint(arg, 10, 32)
 				if err != nil || id == 0 {
-					return wrong("device remove %s: give the number that `scli device list` shows", arg)
+					return cli.Usagef("device remove %s: give the number that `scli device list` shows", arg)
 				}
 				ids = append(ids, uint32(id))
 			}

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"braid/cluster"
+	"braid/cmd/internal/cli"
 	"braid/mdm/client"
 	"braid/mdm/pb"
 )
@@ -28,7 +29,7 @@ func (a *app) sdsCommand() *cobra.Command {
 	list := &cobra.Command{
 		Use:   "list",
 		Short: "List the data servers",
-		Args:  wrap(cobra.NoArgs),
+		Args:  cli.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return a.ask(c, func(ctx context.Context, mdm *client.Client) error {
 				found, err := mdm.ListServers(ctx)
@@ -84,7 +85,7 @@ func (a *app) deviceCommand() *cobra.Command {
 	list := &cobra.Command{
 		Use:   "list",
 		Short: "List the devices",
-		Args:  wrap(cobra.NoArgs),
+		Args:  cli.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return a.ask(c, func(ctx context.Context, mdm *client.Client) error {
 				found, err := mdm.ListDevices(ctx)

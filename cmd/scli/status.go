@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"braid/cmd/internal/cli"
 	"braid/cmd/internal/screen"
 	"braid/mdm/client"
 	"braid/mdm/pb"
@@ -92,7 +93,7 @@ Health is one of
 
 Exposure says how much of the data has how few copies, and since when. Bytes left
 are at most what is left: chunks that turn out to be equal are not copied.`,
-		Args: wrap(cobra.NoArgs),
+		Args: cli.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return a.ask(c, func(ctx context.Context, mdm *client.Client) error {
 				s, err := a.newStatus(ctx, mdm)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"braid/cmd/internal/cli"
 	"braid/cmd/internal/screen"
 	"braid/mdm/client"
 	"braid/mdm/pb"
@@ -42,10 +43,10 @@ In a pipe it prints one view after the other. --once prints one and ends; with
 -o json, views are objects, one a line.`,
 		Example: `  scli top
   scli top -o json --once | jq '.devices[].write.p99_us'`,
-		Args: wrap(cobra.NoArgs),
+		Args: cli.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if interval < minInterval {
-				return wrong("--interval %v: the least is %v", interval, minInterval)
+				return cli.Usagef("--interval %v: the least is %v", interval, minInterval)
 			}
 			return a.ask(c, func(ctx context.Context, mdm *client.Client) error {
 				return a.top(ctx, mdm, once, interval)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"braid/cmd/internal/cli"
 	"braid/mdm/client"
 	"braid/mdm/pb"
 )
@@ -59,7 +60,7 @@ as many chunks as the stripe width says, which lie on different devices.`,
 		RunE: func(c *cobra.Command, args []string) (err error) {
 			req.Name = args[0]
 			if sizeText == "" {
-				return wrong("volume create %s: how large? Give --size, like --size 10G", req.Name)
+				return cli.Usagef("volume create %s: how large? Give --size, like --size 10G", req.Name)
 			}
 			if req.Size, err = parseSize("--size", sizeText); err != nil {
 				return err
@@ -70,7 +71,7 @@ as many chunks as the stripe width says, which lie on different devices.`,
 			}
 			req.StripeUnit = uint32(min(unit, 1<<31))
 			if req.Replicas == 0 || req.StripeWidth == 0 || unit == 0 || req.BlockSize == 0 {
-				return wrong("volume create %s: replicas, stripe unit, stripe width and block size "+
+				return cli.Usagef("volume create %s: replicas, stripe unit, stripe width and block size "+
 					"cannot be 0", req.Name)
 			}
 			return a.ask(c, func(ctx context.Context, mdm *client.Client) error {
@@ -109,7 +110,7 @@ func (a *app) volumeList() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "List the volumes",
-		Args:  wrap(cobra.NoArgs),
+		Args:  cli.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return a.ask(c, func(ctx context.Context, mdm *client.Client) error {
 				list, err := mdm.ListVolumes(ctx)
@@ -191,7 +192,7 @@ that is not attached.`,
 		Args:    named("volume"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if sizeText == "" {
-				return wrong("volume resize %s: how large? Give --size, like --size 20G", args[0])
+				return cli.Usagef("volume resize %s: how large? Give --size, like --size 20G", args[0])
 			}
 			bytes, err := parseSize("--size", sizeText)
 			if err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"braid/cluster"
+	"braid/cmd/internal/cli"
 	"braid/cmd/sdc/daemon"
 	"braid/nbd/kernel"
 )
@@ -18,10 +19,10 @@ import (
 // oneDevice is the argument check of the commands that work on one device.
 func oneDevice(cmd *cobra.Command, args []string) error {
 	if len(args) != 1 {
-		return usagef("%s takes one DEVICE, like /dev/nbd0; got %d arguments", cmd.CommandPath(), len(args))
+		return cli.Usagef("%s takes one DEVICE, like /dev/nbd0; got %d arguments", cmd.CommandPath(), len(args))
 	}
 	if _, _, err := kernel.ParseDevice(args[0]); err != nil {
-		return usageError{err}
+		return cli.UsageError{Err: err}
 	}
 	return nil
 }
@@ -54,14 +55,14 @@ attach needs root, and the kernel's nbd module, which it loads.`,
 			}
 			r.Device, r.Mdm = path, s.mdm
 			if r.Connections < 1 || r.Connections > kernel.MaxConnections {
-				return usagef("--connections %d: it takes 1 to %d", r.Connections, kernel.MaxConnections)
+				return cli.Usagef("--connections %d: it takes 1 to %d", r.Connections, kernel.MaxConnections)
 			}
 			if r.Timeout < time.Second {
-				return usagef("--timeout %v: the kernel counts in seconds; the least is 1s", r.Timeout)
+				return cli.Usagef("--timeout %v: the kernel counts in seconds; the least is 1s", r.Timeout)
 			}
 			if memory != "" {
 				if r.Memory, err = cluster.ParseSize(memory); err != nil {
-					return usagef("--memory: %v", err)
+					return cli.Usagef("--memory: %v", err)
 				}
 			}
 			return runAttach(cmd, r)

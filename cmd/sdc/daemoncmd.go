@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"braid/cmd/internal/cli"
 	"braid/cmd/internal/memlock"
 	"braid/cmd/internal/observe"
 	"braid/cmd/sdc/daemon"
@@ -37,10 +38,10 @@ mounted the daemon goes on, because without it the mounted file system would
 hang; a second SIGTERM ends it all the same.
 
 Its socket, lock and log are in /run/braid, or in $BRAID_RUN.`,
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := observe.Check(o.Metrics, o.Pprof, insecure); err != nil {
-				return usageError{err}
+				return cli.UsageError{Err: err}
 			}
 			o.Auto = auto
 			return runDaemon(cmd, o, engine, lock)
@@ -48,7 +49,7 @@ Its socket, lock and log are in /run/braid, or in $BRAID_RUN.`,
 	}
 	fs := cmd.Flags()
 	fs.BoolVar(&auto, "auto", false, "started by attach: end after the last detach")
-	fs.StringVar(&engine, "engine", envOr("BRAID_ENGINE", "auto"), "auto, io_uring or pool ($BRAID_ENGINE)")
+	fs.StringVar(&engine, "engine", cli.EnvOr("BRAID_ENGINE", "auto"), "auto, io_uring or pool ($BRAID_ENGINE)")
 	fs.StringVar(&lock, "lock-memory", "auto",
 		"stay out of memory reclaim (I/O flusher, mlock, OOM score): auto (if permitted), on, off")
 	fs.StringVar(&o.Metrics, "metrics", os.Getenv("BRAID_SDC_METRICS"),
@@ -60,12 +61,12 @@ Its socket, lock and log are in /run/braid, or in $BRAID_RUN.`,
 }
 
 func runDaemon(cmd *cobra.Command, o daemon.Options, engineName, lock string) error {
-	engine, err := parseEngine(engineName)
+	engine, err := cli.ParseEngine(engineName)
 	if err != nil {
 		return err
 	}
 	if lock != "auto" && lock != "on" && lock != "off" {
-		return usagef("--lock-memory %q: it is auto, on or off", lock)
+		return cli.Usagef("--lock-memory %q: it is auto, on or off", lock)
 	}
 	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 	if lock != "off" {
@@ -103,7 +104,7 @@ func newStop() *cobra.Command {
 		Short: "End the daemon of this machine",
 		Long: `stop ends the daemon and waits until it is gone. It refuses while volumes are
 attached. There is rarely a need: a daemon that attach started ends by itself.`,
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), stopTime)
 			defer cancel()

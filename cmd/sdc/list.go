@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"braid/cluster"
+	"braid/cmd/internal/cli"
 	"braid/cmd/sdc/daemon"
 	"braid/nbd/kernel"
 )
@@ -27,7 +28,7 @@ func (o *output) add(cmd *cobra.Command) {
 
 func (o *output) check() error {
 	if *o != "table" && *o != "json" {
-		return usagef("-o %s: it is table or json", *o)
+		return cli.Usagef("-o %s: it is table or json", *o)
 	}
 	return nil
 }
@@ -48,7 +49,7 @@ request is older than a second: see sdc why); failed (the volume can serve no
 longer, for example because another client has taken it); attaching; detaching;
 orphan (the daemon has died and the kernel still holds the device: sdc detach
 removes it).`,
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := o.check(); err != nil {
 				return err
@@ -146,7 +147,7 @@ flush.`,
   sdc why --volume db -o json`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if volume != "" {
-				return noArgs(cmd, args)
+				return cli.NoArgs(cmd, args)
 			}
 			return oneDevice(cmd, args)
 		},

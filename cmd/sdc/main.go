@@ -4,54 +4,21 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"braid/cluster"
+	"braid/cmd/internal/cli"
 	"braid/mdm/client"
 )
-
-// Exit codes of every command.
-const (
-	exitDone   = 0
-	exitFailed = 1
-	exitUsage  = 2
-)
-
-// usageError is a wrong command line, as opposed to a command that failed.
-type usageError struct{ err error }
-
-func (e usageError) Error() string { return e.err.Error() }
-func (e usageError) Unwrap() error { return e.err }
-
-func usagef(format string, args ...any) error {
-	return usageError{fmt.Errorf(format, args...)}
-}
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 // run executes one command line and returns its exit code.
 func run(args []string, stdout, stderr io.Writer) int {
-	root := newRoot()
-	root.SetArgs(args)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
-	err := root.ExecuteContext(context.Background())
-	var usage usageError
-	switch {
-	case err == nil:
-		return exitDone
-	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"):
-		fmt.Fprintf(stderr, "sdc: %v\nRun `sdc --help` or `sdc COMMAND --help` for how it is used.\n", err)
-		return exitUsage
-	}
-	fmt.Fprintf(stderr, "sdc: %v\n", err)
-	return exitFailed
+	return cli.Run(context.Background(), newRoot(), args, stdout, stderr)
 }
 
 // shared are the flags of every command.
@@ -79,38 +46,13 @@ block device or as an NBD export:
 
 One daemon per machine serves all attached volumes. attach starts it when it
 does not run, and it ends by itself after the last detach.`,
-		Version:       cluster.Version,
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		Args:          cobra.NoArgs,
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Version: cluster.Version,
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.CompletionOptions.HiddenDefaultCmd = true
-	root.PersistentFlags().StringSliceVar(&s.mdm, "mdm", envList("BRAID_MDM", client.DefaultAddr),
+	root.PersistentFlags().StringSliceVar(&s.mdm, "mdm", cli.EnvList("BRAID_MDM", client.DefaultAddr),
 		"metadata managers, HOST:PORT[,...] ($BRAID_MDM)")
 	root.AddCommand(newAttach(s), newDetach(), newList(), newWhy(), newTop(), newTrace(), newServe(s),
 		newDaemon(), newStop())
 	return root
-}
-
-func envList(name, otherwise string) []string {
-	if v := os.Getenv(name); v != "" {
-		return strings.Split(v, ",")
-	}
-	return []string{otherwise}
-}
-
-func envOr(name, otherwise string) string {
-	if v := os.Getenv(name); v != "" {
-		return v
-	}
-	return otherwise
-}
-
-func noArgs(cmd *cobra.Command, args []string) error {
-	if len(args) > 0 {
-		return usagef("%s takes no arguments, only flags; got %q", cmd.CommandPath(), args)
-	}
-	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"braid/cluster"
+	"braid/cmd/internal/cli"
 )
 
 // Each wrong command line ends with code 2 and a text that says what is right.
@@ -51,7 +52,7 @@ func TestUsage(t *testing.T) {
 		"list --fast":                                "unknown flag",
 	} {
 		var out, stderr bytes.Buffer
-		if code := run(strings.Fields(line), &out, &stderr); code != exitUsage {
+		if code := run(strings.Fields(line), &out, &stderr); code != cli.ExitUsage {
 			t.Errorf("sdc %s: exit code %d", line, code)
 		}
 		if !strings.Contains(stderr.String(), want) || !strings.Contains(stderr.String(), "--help") {
@@ -77,7 +78,7 @@ func TestHelp(t *testing.T) {
 		"":              "Usage:",
 	} {
 		var out, stderr bytes.Buffer
-		if code := run(strings.Fields(line), &out, &stderr); code != exitDone {
+		if code := run(strings.Fields(line), &out, &stderr); code != cli.ExitDone {
 			t.Errorf("sdc %s: exit code %d: %s", line, code, stderr.String())
 		}
 		if !strings.Contains(out.String(), want) {
@@ -94,12 +95,13 @@ func TestWithoutDaemon(t *testing.T) {
 		"top --once --interval 100ms": "no volume is used on this machine", "trace": "no request",
 	} {
 		var out, stderr bytes.Buffer
-		if code := run(strings.Fields(line), &out, &stderr); code != exitDone || !strings.Contains(out.String(), want) {
+		code := run(strings.Fields(line), &out, &stderr)
+		if code != cli.ExitDone || !strings.Contains(out.String(), want) {
 			t.Errorf("sdc %s: code %d, %q %q", line, code, out.String(), stderr.String())
 		}
 	}
 	var out, stderr bytes.Buffer
-	if code := run([]string{"why", "/dev/nbd0"}, &out, &stderr); code != exitFailed ||
+	if code := run([]string{"why", "/dev/nbd0"}, &out, &stderr); code != cli.ExitFailed ||
 		!strings.Contains(stderr.String(), "no sdc daemon runs here") {
 		t.Errorf("sdc why: code %d, %q", code, stderr.String())
 	}
@@ -154,7 +156,7 @@ func TestServeMemory(t *testing.T) {
 		t.Errorf("it says %q", stderr.String())
 	}
 	var second bytes.Buffer
-	if c := run(args, &bytes.Buffer{}, &second); c != exitFailed ||
+	if c := run(args, &bytes.Buffer{}, &second); c != cli.ExitFailed ||
 		!strings.Contains(second.String(), "another process serves it") {
 		t.Errorf("second server: code %d, %q", c, second.String())
 	}
@@ -163,7 +165,7 @@ func TestServeMemory(t *testing.T) {
 	}
 	select {
 	case c := <-code:
-		if c != exitDone {
+		if c != cli.ExitDone {
 			t.Errorf("code %d, %q", c, stderr.String())
 		}
 	case <-time.After(20 * time.Second):

@@ -17,9 +17,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"braid/cluster"
+	"braid/cmd/internal/cli"
 	"braid/cmd/internal/observe"
 	"braid/cmd/sdc/daemon"
-	"braid/transport/loop"
 )
 
 // serveFlags is the command line of sdc serve.
@@ -55,7 +55,7 @@ also show a certificate that one of those authorities has signed.`,
   qemu-img convert -n image.qcow2 'nbd+unix:///db?socket=/run/db.sock'
 
   sdc serve --volume db --listen 127.0.0.1:10809 --read-only`,
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
 	fs := cmd.Flags()
@@ -65,7 +65,7 @@ also show a certificate that one of those authorities has signed.`,
 	fs.BoolVar(&f.readOnly, "read-only", false, "refuse writes")
 	fs.BoolVar(&f.force, "force", false, "take the volume from another client that holds it, and fence that client")
 	fs.BoolVar(&f.insecure, "insecure", false, "allow a non-loopback address without TLS")
-	fs.StringVar(&f.engine, "engine", envOr("BRAID_ENGINE", "auto"), "auto, io_uring or pool ($BRAID_ENGINE)")
+	fs.StringVar(&f.engine, "engine", cli.EnvOr("BRAID_ENGINE", "auto"), "auto, io_uring or pool ($BRAID_ENGINE)")
 	fs.StringVar(&f.tlsCert, "tls-cert", "", "certificate chain, PEM")
 	fs.StringVar(&f.tlsKey, "tls-key", "", "key of the certificate, PEM")
 	fs.StringVar(&f.tlsCA, "tls-ca", "", "authorities that clients' certificates must come from, PEM")
@@ -81,25 +81,25 @@ also show a certificate that one of those authorities has signed.`,
 // validate checks the flags that can be checked without doing anything.
 func (f *serveFlags) validate() (*tls.Config, error) {
 	if (f.socket == "") == (f.listen == "") {
-		return nil, usagef("serve needs exactly one of --socket PATH and --listen HOST:PORT")
+		return nil, cli.Usagef("serve needs exactly one of --socket PATH and --listen HOST:PORT")
 	}
 	if (f.tlsCert == "") != (f.tlsKey == "") || f.tlsCA != "" && f.tlsCert == "" {
-		return nil, usagef("--tls-cert and --tls-key go together, and --tls-ca needs them")
+		return nil, cli.Usagef("--tls-cert and --tls-key go together, and --tls-ca needs them")
 	}
 	if f.listen != "" {
 		host, _, err := net.SplitHostPort(f.listen)
 		if err != nil {
-			return nil, usagef("--listen %q: %v; it must be HOST:PORT", f.listen, err)
+			return nil, cli.Usagef("--listen %q: %v; it must be HOST:PORT", f.listen, err)
 		}
 		if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) &&
 			!f.insecure && f.tlsCA == "" {
-			return nil, usagef("--listen %s can be reached from other machines, and whoever reaches it"+
+			return nil, cli.Usagef("--listen %s can be reached from other machines, and whoever reaches it"+
 				" can read and write the volume: add --tls-cert, --tls-key and --tls-ca, or --insecure"+
 				" if the network is trusted", f.listen)
 		}
 	}
 	if err := observe.Check(f.metrics, f.pprof, f.insecure); err != nil {
-		return nil, usageError{err}
+		return nil, cli.UsageError{Err: err}
 	}
 	if f.tlsCert == "" {
 		return nil, nil
@@ -133,7 +133,7 @@ func (f *serveFlags) opener() (daemon.Opener, error) {
 	}
 	size, err := cluster.ParseSize(f.memory)
 	if err != nil {
-		return nil, usagef("--memory: %v", err)
+		return nil, cli.Usagef("--memory: %v", err)
 	}
 	return daemon.Memory{Size: size, BlockSize: f.memoryBlock}, nil
 }
@@ -172,7 +172,7 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	engine, err := parseEngine(f.engine)
+	engine, err := cli.ParseEngine(f.engine)
 	if err != nil {
 		return err
 	}
@@ -227,14 +227,4 @@ func signalContexts(parent context.Context) (soft, hard context.Context, stop fu
 		endHard()
 		<-done
 	}
-}
-
-// parseEngine reads an --engine flag.
-func parseEngine(text string) (loop.Engine, error) {
-	for _, e := range []loop.Engine{loop.Auto, loop.Uring, loop.Pool} {
-		if text == e.String() {
-			return e, nil
-		}
-	}
-	return loop.Auto, usagef("--engine %q: it is auto, io_uring or pool", text)
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"braid/cmd/internal/cli"
 	"braid/cmd/internal/screen"
 	"braid/cmd/sdc/daemon"
 	"braid/transport/meter"
@@ -49,13 +50,13 @@ In a pipe it prints one view after the other. --once prints one and ends; with
 -o json, views are objects, one a line.`,
 		Example: `  sdc top
   sdc top -o json --once | jq '.volumes[].read.p99_us'`,
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := f.output.check(); err != nil {
 				return err
 			}
 			if f.interval < minInterval {
-				return usagef("--interval %v: the least is %v", f.interval, minInterval)
+				return cli.Usagef("--interval %v: the least is %v", f.interval, minInterval)
 			}
 			return f.run(cmd)
 		},

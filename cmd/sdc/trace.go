@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"braid/cluster"
+	"braid/cmd/internal/cli"
 	"braid/cmd/internal/screen"
 	"braid/cmd/sdc/daemon"
 )
@@ -31,13 +32,13 @@ the server and its store took.
 A request that has not been answered yet is not here: ask sdc why.`,
 		Example: `  sdc trace -n 3
   sdc trace --volume db -o json`,
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := o.check(); err != nil {
 				return err
 			}
 			if limit < 1 {
-				return usagef("-n %d: show at least one", limit)
+				return cli.Usagef("-n %d: show at least one", limit)
 			}
 			all, err := daemon.NewClient(daemon.RunDir()).Trace(cmd.Context())
 			if err != nil {

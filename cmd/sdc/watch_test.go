@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"braid/cmd/internal/cli"
 	"braid/cmd/sdc/daemon"
 	"braid/transport/meter"
 )
@@ -177,12 +178,13 @@ func TestExportCanBeWatched(t *testing.T) {
 		"why --volume mem":                    "no request is in flight",
 	} {
 		var out, stderr bytes.Buffer
-		if code := run(strings.Fields(line), &out, &stderr); code != exitDone || !strings.Contains(out.String(), want) {
+		code := run(strings.Fields(line), &out, &stderr)
+		if code != cli.ExitDone || !strings.Contains(out.String(), want) {
 			t.Errorf("sdc %s: code %d, %q %q, want %q", line, code, out.String(), stderr.String(), want)
 		}
 	}
 	var out, warn bytes.Buffer
-	if c := run([]string{"why", "--volume", "other"}, &out, &warn); c != exitFailed ||
+	if c := run([]string{"why", "--volume", "other"}, &out, &warn); c != cli.ExitFailed ||
 		!strings.Contains(warn.String(), "these are: mem") {
 		t.Errorf("another volume: %d, %q", c, warn.String())
 	}
@@ -192,7 +194,7 @@ func TestExportCanBeWatched(t *testing.T) {
 	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	if c := <-code; c != exitDone {
+	if c := <-code; c != cli.ExitDone {
 		t.Errorf("code %d, %q", c, stderr.String())
 	}
 	if sockets, _ := filepath.Glob(filepath.Join(dir, "*.sock")); len(sockets) != 0 {
