@@ -61,6 +61,8 @@ type Config struct {
 	// one that accepts a connection lives.
 	Probe func(ctx context.Context, addr string) error
 
+	Pprof bool // serve Go's profiles below /debug/pprof/ of the API's port
+
 	Log *slog.Logger
 
 	now      func() time.Time // tests turn the clock

@@ -121,6 +121,7 @@ GET /healthz tells whether changes can be made, GET /metrics is for Prometheus.`
 		"take copies that are away or restarted out of their groups, and bring them back by resync")
 	f.BoolVar(&config.Insecure, "insecure", false,
 		"allow addresses that other hosts reach; there is no authentication")
+	f.BoolVar(&config.Pprof, "pprof", false, "serve Go's profiles below /debug/pprof/ of the API's port")
 	f.BoolVarP(&verbose, "verbose", "v", false, "log more")
 	return c
 }

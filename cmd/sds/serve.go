@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"os/signal"
 	"runtime"
@@ -17,14 +16,11 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
 
 	"braid/cmd/internal/memlock"
+	"braid/cmd/internal/observe"
 	"braid/mdm/client"
 	"braid/server"
 	"braid/server/store"
@@ -33,7 +29,6 @@ import (
 
 const (
 	defaultListen  = "127.0.0.1:7420"
-	metricsTimeout = 5 * time.Second
 	minActivityLog = 16
 )
 
@@ -47,6 +42,7 @@ type serveFlags struct {
 	insecure     bool
 	engine       string
 	metrics      string
+	pprof        bool
 	logLevel     string
 	lockMemory   string
 	activityLog  int
@@ -91,6 +87,7 @@ registered, and from then on serve no other.`,
 	fs.BoolVar(&f.insecure, "insecure", false, "allow a non-loopback address without TLS")
 	fs.StringVar(&f.engine, "engine", envOr("BRAID_ENGINE", "auto"), "auto, io_uring or pool ($BRAID_ENGINE)")
 	fs.StringVar(&f.metrics, "metrics", "", "serve Prometheus metrics on HOST:PORT")
+	fs.BoolVar(&f.pprof, "pprof", false, "serve Go's profiles there, too, below /debug/pprof/")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&f.lockMemory, "lock-memory", "auto",
 		"stay out of memory reclaim (I/O flusher, mlock, OOM score): auto (if permitted), on, off")
@@ -165,8 +162,11 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	stopMetrics, err := f.serveMetrics(srv, log)
+	url, stopMetrics, err := observe.Serve(f.metrics, f.pprof, srv.Collector())
 	if err == nil {
+		if url != "" {
+			log.Info("metrics", "url", url)
+		}
 		select {
 		case sig := <-signals:
 			log.Info("signal received; a second one ends at once", "signal", sig.String())
@@ -234,6 +234,9 @@ func (f *serveFlags) check() (level slog.Level, err error) {
 	}
 	if !slices.Contains([]string{"auto", "on", "off"}, f.lockMemory) {
 		return 0, usagef("--lock-memory %s: want auto, on or off", f.lockMemory)
+	}
+	if f.pprof && f.metrics == "" {
+		return 0, usageError{observe.ErrNoListener}
 	}
 	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
 		return 0, usagef("--log-level %s: want debug, info, warn or error", f.logLevel)
@@ -311,31 +314,4 @@ func limitMemory(disks []server.Disk) {
 		limit += perDevice + d.Backing.Size()>>20*perTiB>>20
 	}
 	debug.SetMemoryLimit(limit)
-}
-
-// serveMetrics answers Prometheus until the returned function is called.
-func (f *serveFlags) serveMetrics(srv *server.Server, log *slog.Logger) (stop func(), err error) {
-	if f.metrics == "" {
-		return func() {}, nil
-	}
-	ln, err := net.Listen("tcp", f.metrics)
-	if err != nil {
-		return nil, fmt.Errorf("listen for metrics on %s: %w", f.metrics, err)
-	}
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(srv.Collector(), collectors.NewGoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
-	hs := &http.Server{Handler: mux, ReadHeaderTimeout: metricsTimeout}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = hs.Serve(ln) // ends with Close
-	}()
-	log.Info("metrics", "url", "http://"+ln.Addr().String()+"/metrics")
-	return func() {
-		_ = hs.Close()
-		<-done
-	}, nil
 }
