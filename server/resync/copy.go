@@ -74,7 +74,7 @@ func (c *Core) startCopies() {
 		if x.run != nil {
 			continue
 		}
-		if c.cfg.Rate > 0 && c.tokens <= 0 || !c.startCopy(x) {
+		if c.tokens <= 0 || !c.startCopy(x) {
 			return
 		}
 	}
@@ -128,6 +128,9 @@ func (c *Core) begin(x *chunkCopy, r *run, k gate.Key) bool {
 		x.buf = c.cfg.Aligned(cluster.ChunkSize)
 	}
 	r.active++
+	// What it costs is to read the chunk on both sides; few blocks differ.
+	c.tokens -= cluster.ChunkSize
+	c.pace.done += cluster.ChunkSize
 	switch {
 	case needed:
 		_, epoch := c.gate.Role(r.t.PG)
@@ -316,11 +319,6 @@ func (x *chunkCopy) plan() {
 			continue
 		}
 		x.pieces = append(x.pieces, piece{first: i, count: 1, trim: trim})
-	}
-	for _, p := range x.pieces {
-		if !p.trim {
-			x.core.tokens -= int64(p.count) * blockSize
-		}
 	}
 }
 

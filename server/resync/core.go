@@ -54,7 +54,7 @@ type Config struct {
 	Off    rules.Off
 	Copies int   // chunks under way at once; 0: 4
 	Round  int   // groups compared at once; 0: 64
-	Rate   int64 // bytes copied per second; 0: no bound
+	Rate   int64 // bytes compared and copied per second at most; 0: no bound but the pace
 	// Aligned returns memory for a disk operation, 4 KiB aligned.
 	Aligned func(n int) []byte
 }
@@ -117,6 +117,7 @@ type Stats struct {
 	Copied, Repeated                 uint64 // chunks
 	BytesRead, BytesCopied           uint64 // from sources; those written here
 	Rounds                           uint64
+	Rate                             int64  // bytes per second that the pace allows
 	Stuck                            string // why some chunk cannot be copied, or empty
 }
 
@@ -130,6 +131,7 @@ type Core struct {
 	polled   int64
 	refilled int64
 	tokens   int64
+	pace     pacer
 
 	runs    []*run // by announcement
 	turn    int
@@ -172,7 +174,8 @@ func New(cfg Config, g *gate.Gate, s Store) *Core {
 	if cfg.Round == 0 {
 		cfg.Round = defaultRound
 	}
-	c := &Core{cfg: cfg, gate: g, store: s, polled: -pollEvery}
+	c := &Core{cfg: cfg, gate: g, store: s, polled: -pollEvery, pace: newPacer(cfg.Rate),
+		tokens: int64(cfg.Copies) * cluster.ChunkSize}
 	for range cfg.Copies {
 		c.copies = append(c.copies, newCopy(c))
 	}
@@ -185,7 +188,7 @@ func (c *Core) Busy() bool { return len(c.runs) > 0 }
 // Stats returns counters and gauges.
 func (c *Core) Stats() Stats {
 	s := c.stats
-	s.Groups = len(c.runs)
+	s.Groups, s.Rate = len(c.runs), c.pace.rate
 	for _, r := range c.runs {
 		s.Dirty += r.t.Left()
 		if r.t.Compared() {
@@ -227,13 +230,17 @@ func (c *Core) Learn(now int64) {
 	c.wantPeers()
 }
 
+// Load tells how long requests of this device's clients have taken lately, in
+// microseconds; 0: there were none.
+func (c *Core) Load(now int64, micros uint32) { c.pace.hear(now, 0, micros) }
+
 // Tick lets time pass.
 func (c *Core) Tick(now int64) {
 	c.now = now
-	if c.cfg.Rate > 0 {
-		// Not more than a quarter of a second's worth is saved up.
-		c.tokens = min(c.tokens+c.cfg.Rate*(now-c.refilled)/1e9, max(c.cfg.Rate/4, cluster.ChunkSize))
-	}
+	c.pace.tick(now)
+	// Not more than a twentieth of a second's worth is saved up.
+	c.tokens = min(c.tokens+c.pace.rate/1e6*(min(now-c.refilled, 1e9)/1e3),
+		max(c.pace.rate/20, int64(c.cfg.Copies)*cluster.ChunkSize))
 	c.refilled = now
 	for _, p := range c.peers {
 		if p.wanted && !p.up && !p.asked {
@@ -379,6 +386,8 @@ func (c *Core) PeerDone(now int64, op *Op, h *transport.Header, sums []byte) {
 		status = transport.StatusIO
 		c.emit(Effect{Kind: EffectDisconnect, Device: op.Device})
 	}
+	// A source has no sessions for its peers: it tells there what its clients see.
+	c.pace.hear(now, op.Device, h.Session)
 	op.sums = append(op.sums[:0], sums...)
 	op.Header = *h
 	op.done(op, status)
