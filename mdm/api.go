@@ -163,6 +163,8 @@ func (a *api) RenewServer(ctx context.Context, r *connect.Request[pb.RenewServer
 	}
 	var tx *state.Tx
 	var known bool
+	var news []mending
+	resp := &pb.RenewServerResponse{}
 	ids := map[cluster.UUID]cluster.DeviceID{}
 	a.m.store.read(func(st *state.State) {
 		tx, known = st.Renew(r.Msg.Name, r.Msg.LeaseId, reports, l.now())
@@ -181,7 +183,8 @@ func (a *api) RenewServer(ctx context.Context, r *connect.Request[pb.RenewServer
 		l.leases.renewServer(r.Msg.Name, l.now())
 		for i, d := range r.Msg.Devices {
 			if id := ids[reports[i].UUID]; id != 0 {
-				l.leases.report(id, d)
+				news = append(news, mended(id, l.leases.report(id, d), d)...)
+				resp.Scrubs = l.leases.order(resp.Scrubs, id, d)
 			}
 		}
 		if !tx.Empty() {
@@ -197,7 +200,9 @@ func (a *api) RenewServer(ctx context.Context, r *connect.Request[pb.RenewServer
 	if len(reports) == 0 || !tx.Empty() {
 		l.tendNow(decided(ctx))
 	}
-	return connect.NewResponse(&pb.RenewServerResponse{Known: known}), nil
+	l.tell(decided(ctx), news)
+	resp.Known = known
+	return connect.NewResponse(resp), nil
 }
 
 func (a *api) RemoveDevice(ctx context.Context, r *connect.Request[pb.RemoveDeviceRequest],

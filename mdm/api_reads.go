@@ -46,6 +46,7 @@ func (a *api) Status(ctx context.Context, r *connect.Request[pb.StatusRequest],
 		resp.Volumes, resp.Attached = uint32(s.Volumes), uint32(s.Attached)
 		resp.Pgs, resp.PgsDegraded = uint32(s.Groups), uint32(s.GroupsDegraded)
 		resp.PgsRebuilding = uint32(s.GroupsRebuilding)
+		a.putProgress(resp, st)
 		for _, m := range st.Members() {
 			resp.Members = append(resp.Members, m.Name+" "+m.Addr)
 		}

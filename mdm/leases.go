@@ -27,6 +27,8 @@ type leases struct {
 	persist  map[cluster.VolumeID]cluster.Generation // the newest that any device reported
 	learned  map[cluster.DeviceID]uint64             // map version of each device
 	freed    map[cluster.VolumeID]map[cluster.DeviceID]bool
+	reports  map[cluster.DeviceID]*pb.DeviceReport // the newest of each device
+	scrubs   map[cluster.DeviceID]*pb.ScrubOrder   // the newest for each device
 }
 
 type sessionLease struct {
@@ -44,6 +46,8 @@ func newLeases(c Config) *leases {
 		persist:  map[cluster.VolumeID]cluster.Generation{},
 		learned:  map[cluster.DeviceID]uint64{},
 		freed:    map[cluster.VolumeID]map[cluster.DeviceID]bool{},
+		reports:  map[cluster.DeviceID]*pb.DeviceReport{},
+		scrubs:   map[cluster.DeviceID]*pb.ScrubOrder{},
 	}
 }
 
@@ -115,10 +119,12 @@ func (l *leases) expired(st *state.State, now time.Time) (servers []string, sess
 	return servers, sessions
 }
 
-// report remembers what a server measured of a device.
-func (l *leases) report(id cluster.DeviceID, r *pb.DeviceReport) {
+// report remembers what a server measured of a device. It returns the report
+// before, or nil.
+func (l *leases) report(id cluster.DeviceID, r *pb.DeviceReport) (before *pb.DeviceReport) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	before, l.reports[id] = l.reports[id], r
 	l.used[id], l.learned[id] = r.Used, r.AdoptedVersion
 	for v, gen := range r.Volumes {
 		l.persist[cluster.VolumeID(v)] = max(l.persist[cluster.VolumeID(v)], cluster.Generation(gen))
@@ -130,6 +136,7 @@ func (l *leases) report(id cluster.DeviceID, r *pb.DeviceReport) {
 		}
 		l.freed[of][id] = true
 	}
+	return before
 }
 
 // forgettable returns the tombstones of volumes that every device has freed.

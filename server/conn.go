@@ -132,6 +132,8 @@ func (c *conn) Frame(_ *transport.Conn, h *transport.Header, sums []byte) {
 		d.submit(s)
 	case transport.OpStats:
 		d.tellStats(s)
+	case transport.OpMend:
+		d.reply(s, d.mendFor(s))
 	default:
 		d.reply(s, transport.StatusRefused)
 	}

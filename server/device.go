@@ -71,6 +71,10 @@ type device struct {
 	slots     *slotTable
 	gate      *gate.Gate
 	target    *target
+	mend      *mender
+	scrub     *scrubber
+	front     int64  // ns: how long clients' requests take, an average of the latest
+	frontAt   int64  // when it was measured last
 	adopted   uint64 // map version, as last reported
 	conns     map[*conn]struct{}
 	lastConn  gate.ConnID
@@ -136,6 +140,7 @@ func (d *device) start(cfg store.Config) error {
 	d.slots, d.gate = newSlotTable(maxRequests), gate.New(cfg.Off)
 	d.conns = map[*conn]struct{}{}
 	d.target = newTarget(d, d.resync)
+	d.mend, d.scrub = newMender(d), newScrubber(d)
 	d.dropped = map[cluster.VolumeID]bool{}
 	d.watch.Fire, d.idle.Fire = d.onWatch, d.onIdle
 	d.refreshReport()
@@ -207,10 +212,14 @@ func (d *device) closed(c *conn, err error) {
 
 // emptied tells who waits for the end of all connections.
 func (d *device) emptied() {
-	if len(d.conns) == 0 && len(d.target.links) == 0 && d.whenEmpty != nil {
+	if d.isEmpty() && d.whenEmpty != nil {
 		d.whenEmpty()
 		d.whenEmpty = nil
 	}
+}
+
+func (d *device) isEmpty() bool {
+	return len(d.conns) == 0 && len(d.target.links) == 0 && d.mend.link == nil
 }
 
 // pause queues a connection until a slot or buffer has come back.
@@ -326,6 +335,13 @@ func (d *device) refreshReport() {
 		Used: (st.Chunks - st.ChunksFree) * cluster.ChunkSize, StartCounter: d.id.Starts,
 		Incarnation: d.core.Incarnation(), Failed: d.hung, Adopted: d.gate.Adopted(),
 		Volumes: map[cluster.VolumeID]cluster.Generation{}}
+	r.RotMended, r.RotFound = st.Mended, st.Mended+d.mend.unmended
+	r.Scrub = d.scrub.progress()
+	if d.target.core.Busy() {
+		p := d.target.core.Stats()
+		r.Resync = &client.ResyncReport{Groups: p.Groups, Compared: p.Compared, ChunksLeft: uint64(p.Dirty),
+			BytesCopied: p.BytesCopied, BytesPerSecond: uint64(p.Rate), Stuck: p.Stuck}
+	}
 	if d.state == deviceFailed {
 		r.Failed = "failed"
 		if err := d.core.Err(); err != nil {

@@ -56,6 +56,7 @@ var testPG = cluster.MakePGID(1, 0)
 
 // fakeManager answers like mdm and keeps what it was told.
 type fakeManager struct {
+	scrubs  []client.ScrubOrder
 	cluster cluster.UUID
 
 	mu       sync.Mutex
@@ -118,19 +119,20 @@ func (m *fakeManager) RegisterServer(_ context.Context, r client.ServerReport) (
 	return reg, nil
 }
 
-func (m *fakeManager) RenewServer(_ context.Context, _ string, _ uint64, devices []client.DeviceReport) (bool, error) {
+func (m *fakeManager) Renew(_ context.Context, _ string, _ uint64, devices []client.DeviceReport,
+) (client.Renewal, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.calls++
 	if m.away {
-		return false, errAway
+		return client.Renewal{}, errAway
 	}
 	if len(devices) == 0 {
 		m.left = true
 	} else {
 		m.reports = devices
 	}
-	return true, nil
+	return client.Renewal{Known: true, Scrubs: m.scrubs}, nil
 }
 
 // publish makes the next map. The caller holds mu.

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"braid/server/gate"
 	"braid/server/resync"
 	"braid/server/store"
 	"braid/transport"
@@ -122,11 +123,12 @@ type ownRequest struct {
 	next  *ownRequest
 }
 
-func (d *device) own(r store.Request, then func(transport.Status)) {
+func (d *device) own(r store.Request, then func(transport.Status)) *ownRequest {
 	o := &ownRequest{req: r, then: then}
 	o.req.Ctx = o
 	d.core.Submit(&o.req)
 	d.schedule()
+	return o
 }
 
 // reply answers a request. A read's buffer stays until the reply has left, any
@@ -141,6 +143,9 @@ func (d *device) reply(s *slot, status transport.Status) {
 		Session: s.head.Session, Interval: d.incarnation.Load(),
 		Chunk: s.head.Chunk, Length: s.head.Length}
 	h.PG, h.Epoch = d.measure(s)
+	if s.conn.isPeer() {
+		h.Session = d.frontLoad() // it has none: a target slows down for clients here
+	}
 	if d.core != nil {
 		h.Interval, h.Offset = uint64(d.core.Incarnation()), uint32(d.core.Pressure())
 	}
@@ -153,6 +158,10 @@ func (d *device) reply(s *slot, status transport.Status) {
 	}
 	if status != transport.StatusOK {
 		d.stats.refusals[status%statusCount].Add(1)
+		if status == transport.StatusRot && s.head.Op == transport.OpRead {
+			d.mend.add(mendJob{key: gate.Key{Volume: s.req.Volume, Chunk: s.head.Chunk}, off: s.head.Offset,
+				length: s.head.Length})
+		}
 	}
 	s.state, s.since = slotSending, d.loop.Now()
 	s.msg.Sent = s
@@ -175,6 +184,7 @@ func (s *slot) answer(h *transport.Header) {
 	case transport.OpTags:
 		payload = listTags(s.payload, r)
 	case transport.OpSums:
+		s.conn.dev.mendRot(s)
 		payload = r.Table.Encode(s.payload)
 		r.Hole = false
 	default:

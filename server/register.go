@@ -17,7 +17,7 @@ import (
 // implements it. It may be away for any time: what is served goes on.
 type Manager interface {
 	RegisterServer(context.Context, client.ServerReport) (client.Registration, error)
-	RenewServer(ctx context.Context, name string, lease uint64, devices []client.DeviceReport) (bool, error)
+	Renew(ctx context.Context, name string, lease uint64, devices []client.DeviceReport) (client.Renewal, error)
 	WatchMap(ctx context.Context, volumes []cluster.VolumeID, deliver func(*cluster.Map)) error
 	ResyncReady(context.Context, cluster.DeviceID) ([]client.ReadyGroup, error)
 	JoinInSync(context.Context, client.JoinRequest) (refused, later []cluster.PGID, err error)
@@ -100,7 +100,7 @@ func (r *registrar) leave(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
 	defer cancel()
-	if _, err := r.manager.RenewServer(ctx, r.server.cfg.Name, r.lease, nil); err != nil {
+	if _, err := r.manager.Renew(ctx, r.server.cfg.Name, r.lease, nil); err != nil {
 		r.log.Warn("the manager was not told of the stop; it will notice when the lease runs out", "error", err)
 	}
 }
@@ -114,7 +114,7 @@ func (r *registrar) renew(ctx context.Context, id uint64, lease time.Duration) {
 		if ctx.Err() != nil {
 			return
 		}
-		known, err := r.manager.RenewServer(ctx, r.server.cfg.Name, id, r.server.deviceReports())
+		renewal, err := r.manager.Renew(ctx, r.server.cfg.Name, id, r.server.deviceReports())
 		switch {
 		case err != nil && ctx.Err() == nil:
 			wait = min(lease/3, registerBackOffMax)
@@ -122,7 +122,7 @@ func (r *registrar) renew(ctx context.Context, id uint64, lease time.Duration) {
 				quiet = err.Error()
 				r.log.Warn("lease not renewed; trying on, what is served goes on", "error", err)
 			}
-		case err == nil && !known:
+		case err == nil && !renewal.Known:
 			r.log.Info("the manager no longer knows the lease; registering again")
 			return
 		case err == nil:
@@ -130,6 +130,7 @@ func (r *registrar) renew(ctx context.Context, id uint64, lease time.Duration) {
 				r.log.Info("lease renewed again")
 			}
 			wait, quiet = lease/3, ""
+			r.server.scrub(renewal.Scrubs)
 		}
 	}
 }

@@ -336,6 +336,18 @@ func (s *Server) learn(m *cluster.Map) {
 	}
 }
 
+// scrub hands orders to the devices that they name.
+func (s *Server) scrub(orders []client.ScrubOrder) {
+	for _, o := range orders {
+		s.mu.Lock()
+		d := s.byUUID[o.Device]
+		s.mu.Unlock()
+		if d != nil && d.live.Load() {
+			d.loop.Post(func() { d.scrub.order(o) })
+		}
+	}
+}
+
 // Close stops cleanly: no new connections, what is in flight ends, the devices
 // are flushed and marked clean, the manager is told. When ctx ends first, what
 // is left is left: the next start recovers. Call it once.

@@ -43,6 +43,38 @@ func (d *device) control(s *slot) {
 	d.submit(s)
 }
 
+// mendFor has mended what a client could not read.
+func (d *device) mendFor(s *slot) transport.Status {
+	h := &s.head
+	volume, status := d.gate.Session(s.conn.id, h.Session)
+	if status != transport.StatusOK {
+		return status
+	}
+	if !validRange(h.Offset, h.Length) {
+		return transport.StatusInvalid
+	}
+	d.mend.add(mendJob{key: gate.Key{Volume: volume, Chunk: h.Chunk}, off: h.Offset, length: h.Length})
+	return transport.StatusOK
+}
+
+// mendRot has mended what a target found rotten when it wanted to copy from here.
+func (d *device) mendRot(s *slot) {
+	rot := &s.req.Table.Rot
+	first, last := -1, 0
+	for b := range cluster.BlocksPerChunk {
+		if rot.Has(b) {
+			if first < 0 {
+				first = b
+			}
+			last = b
+		}
+	}
+	if first >= 0 {
+		d.mend.add(mendJob{key: gate.Key{Volume: s.req.Volume, Chunk: s.head.Chunk},
+			off: uint32(first) * cluster.BlockSize, length: uint32(last+1-first) * cluster.BlockSize})
+	}
+}
+
 // opener says for the gate who sent an open or fence request.
 func (s *slot) opener() gate.Opener {
 	return gate.Opener{Conn: s.conn.id, Link: s.conn.link(), Fence: s.head.Op == transport.OpFence}

@@ -68,7 +68,7 @@ func (d *device) end(ctx context.Context) error {
 	d.tasks.Wait() // its dials still need the loop
 	d.await(ctx, lastReplies, func(done func()) {
 		d.target.stop()
-		if len(d.conns) == 0 && len(d.target.links) == 0 {
+		if d.isEmpty() {
 			done()
 			return
 		}

@@ -70,6 +70,7 @@ func (t *target) onTick(timer *loop.Timer) {
 	if t.ticking = t.core.Busy() && !t.over; !t.ticking {
 		return
 	}
+	t.core.Load(t.d.loop.Now(), t.d.frontLoad())
 	t.core.Tick(t.d.loop.Now())
 	t.d.loop.Arm(timer, resyncTick)
 	t.d.schedule()
@@ -252,6 +253,7 @@ func (t *target) stop() {
 	t.over, t.ticking = true, false
 	t.cancel()
 	t.d.loop.Disarm(&t.timer)
+	t.d.mend.stop()
 	for _, l := range t.links {
 		if l.tc != nil {
 			l.tc.Close(errStopping)

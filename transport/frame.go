@@ -53,6 +53,7 @@ const (
 	OpUnlock  // a request of the server: ends OpLock; answered too
 	OpConfirm // answered with StatusOK if the session's generation is the newest here
 	OpStats   // the reply's payload is the device's counters, as JSON
+	OpMend    // Chunk, Offset, Length: some block there did not match its checksum when it was read
 	opSentinel
 )
 

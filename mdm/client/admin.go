@@ -68,6 +68,16 @@ func (c *Client) RemoveDevice(ctx context.Context, id cluster.DeviceID, force bo
 	return unlessGone(err)
 }
 
+// Scrub has devices read and compare everything that they hold, or stops that.
+func (c *Client) Scrub(ctx context.Context, r *pb.ScrubRequest) (*pb.ScrubStatusResponse, error) {
+	return call(ctx, c, "scrub devices", r, pbconnect.MdmClient.Scrub)
+}
+
+// ScrubStatus returns how far each device has come.
+func (c *Client) ScrubStatus(ctx context.Context) (*pb.ScrubStatusResponse, error) {
+	return call(ctx, c, "ask how far scrubs have come", &pb.ScrubStatusRequest{}, pbconnect.MdmClient.ScrubStatus)
+}
+
 // PlanMoves tells what would move if these devices were removed; none: what would
 // move as things are.
 func (c *Client) PlanMoves(ctx context.Context, without ...uint32) (*pb.MovePlan, error) {

@@ -39,6 +39,30 @@ type DeviceReport struct {
 	// admitted under an older one is in flight, and sessions older than that map's
 	// generations are fenced.
 	Adopted uint64
+	Resync  *ResyncReport // nil: it is the target of no group
+	Scrub   *ScrubReport  // of the newest run; nil: there was none
+	// Blocks that did not match their checksums, and those of them that were written
+	// again from another copy, since the server started.
+	RotFound, RotMended uint64
+}
+
+// ResyncReport is how far a target has come.
+type ResyncReport struct {
+	Groups, Compared int
+	ChunksLeft       uint64
+	BytesCopied      uint64
+	BytesPerSecond   uint64 // that the pace allows; 0: all that goes
+	Stuck            string // why some chunk cannot be copied, or empty
+}
+
+// ScrubReport is how far a scrub has come.
+type ScrubReport struct {
+	Run                      uint64
+	State                    string // running | done | stopped
+	BytesDone, BytesTotal    uint64
+	Started, Ended           time.Time // Ended zero: not yet
+	Rotten, Mended, Unmended uint64
+	Rate                     uint64
 }
 
 // Registration is mdm's answer to a server that registered.
@@ -81,12 +105,41 @@ func (c *Client) RegisterServer(ctx context.Context, r ServerReport) (Registrati
 // means that the lease is gone: register again.
 func (c *Client) RenewServer(ctx context.Context, name string, lease uint64, devices []DeviceReport,
 ) (known bool, err error) {
+	r, err := c.Renew(ctx, name, lease, devices)
+	return r.Known, err
+}
+
+// Renewal is mdm's answer to a server that renewed its lease.
+type Renewal struct {
+	Known  bool // false: register again
+	Scrubs []ScrubOrder
+}
+
+// ScrubOrder has a device scrubbed.
+type ScrubOrder struct {
+	Device cluster.UUID
+	Run    uint64 // a run newer than the device's begins
+	Rate   uint64 // bytes per second; 0: the server's own
+	Stop   bool
+}
+
+// Renew is RenewServer with all that mdm answers.
+func (c *Client) Renew(ctx context.Context, name string, lease uint64, devices []DeviceReport) (Renewal, error) {
+	op := "renew the lease of server " + name
 	req := &pb.RenewServerRequest{Name: name, LeaseId: lease, Devices: fromReports(devices)}
-	resp, err := call(ctx, c, "renew the lease of server "+name, req, pbconnect.MdmClient.RenewServer)
+	resp, err := call(ctx, c, op, req, pbconnect.MdmClient.RenewServer)
 	if err != nil {
-		return false, err
+		return Renewal{}, err
 	}
-	return resp.Known, nil
+	r := Renewal{Known: resp.Known}
+	for _, o := range resp.Scrubs {
+		uuid, err := pb.ToUUID(o.Uuid)
+		if err != nil {
+			return Renewal{}, &OpError{Op: op, Err: err}
+		}
+		r.Scrubs = append(r.Scrubs, ScrubOrder{Device: uuid, Run: o.Run, Rate: o.Rate, Stop: o.Stop})
+	}
+	return r, nil
 }
 
 func fromReports(reports []DeviceReport) []*pb.DeviceReport {
@@ -94,7 +147,20 @@ func fromReports(reports []DeviceReport) []*pb.DeviceReport {
 	for i, r := range reports {
 		m := &pb.DeviceReport{Uuid: pb.FromUUID(r.UUID), Path: r.Path, Size: r.Size, Used: r.Used,
 			Incarnation: uint64(r.Incarnation), StartCounter: r.StartCounter, Failed: r.Failed,
-			AdoptedVersion: r.Adopted}
+			AdoptedVersion: r.Adopted, RotFound: r.RotFound, RotMended: r.RotMended}
+		if p := r.Resync; p != nil {
+			m.Resync = &pb.ResyncReport{Groups: uint32(p.Groups), Compared: uint32(p.Compared),
+				ChunksLeft: p.ChunksLeft, BytesCopied: p.BytesCopied, BytesPerSecond: p.BytesPerSecond,
+				Stuck: p.Stuck}
+		}
+		if p := r.Scrub; p != nil {
+			m.Scrub = &pb.ScrubReport{Run: p.Run, State: p.State, BytesDone: p.BytesDone,
+				BytesTotal: p.BytesTotal, StartedMs: p.Started.UnixMilli(), Rotten: p.Rotten, Mended: p.Mended,
+				Unmended: p.Unmended, Rate: p.Rate}
+			if !p.Ended.IsZero() {
+				m.Scrub.EndedMs = p.Ended.UnixMilli()
+			}
+		}
 		if len(r.Volumes) > 0 {
 			m.Volumes = make(map[uint64]uint64, len(r.Volumes))
 			for v, gen := range r.Volumes {

@@ -757,7 +757,11 @@ type DeviceReport struct {
 	Freed        []uint64               `protobuf:"varint,9,rep,packed,name=freed,proto3" json:"freed,omitempty"`                                                                         // deleted volumes of which nothing is left on the device
 	// Map version that the device has learned: nothing that was admitted under an
 	// older one is in flight, and sessions older than its generations are fenced.
-	AdoptedVersion uint64 `protobuf:"varint,10,opt,name=adopted_version,json=adoptedVersion,proto3" json:"adopted_version,omitempty"`
+	AdoptedVersion uint64        `protobuf:"varint,10,opt,name=adopted_version,json=adoptedVersion,proto3" json:"adopted_version,omitempty"`
+	Resync         *ResyncReport `protobuf:"bytes,11,opt,name=resync,proto3" json:"resync,omitempty"`                         // absent: the device is the target of no group
+	Scrub          *ScrubReport  `protobuf:"bytes,12,opt,name=scrub,proto3" json:"scrub,omitempty"`                           // of the newest run, going on or not
+	RotFound       uint64        `protobuf:"varint,13,opt,name=rot_found,json=rotFound,proto3" json:"rot_found,omitempty"`    // blocks that did not match their checksum, since sds started
+	RotMended      uint64        `protobuf:"varint,14,opt,name=rot_mended,json=rotMended,proto3" json:"rot_mended,omitempty"` // of these, written again from another copy
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -862,6 +866,303 @@ func (x *DeviceReport) GetAdoptedVersion() uint64 {
 	return 0
 }
 
+func (x *DeviceReport) GetResync() *ResyncReport {
+	if x != nil {
+		return x.Resync
+	}
+	return nil
+}
+
+func (x *DeviceReport) GetScrub() *ScrubReport {
+	if x != nil {
+		return x.Scrub
+	}
+	return nil
+}
+
+func (x *DeviceReport) GetRotFound() uint64 {
+	if x != nil {
+		return x.RotFound
+	}
+	return 0
+}
+
+func (x *DeviceReport) GetRotMended() uint64 {
+	if x != nil {
+		return x.RotMended
+	}
+	return 0
+}
+
+// How far a target has come.
+type ResyncReport struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Groups         uint32                 `protobuf:"varint,1,opt,name=groups,proto3" json:"groups,omitempty"`                                         // that are being brought in sync
+	Compared       uint32                 `protobuf:"varint,2,opt,name=compared,proto3" json:"compared,omitempty"`                                     // of these: it is known which chunks differ
+	ChunksLeft     uint64                 `protobuf:"varint,3,opt,name=chunks_left,json=chunksLeft,proto3" json:"chunks_left,omitempty"`               // to be copied, at most, as far as is known
+	BytesCopied    uint64                 `protobuf:"varint,4,opt,name=bytes_copied,json=bytesCopied,proto3" json:"bytes_copied,omitempty"`            // since sds started
+	BytesPerSecond uint64                 `protobuf:"varint,5,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"` // that the pace allows; 0: all that goes
+	Stuck          string                 `protobuf:"bytes,6,opt,name=stuck,proto3" json:"stuck,omitempty"`                                            // why some chunk cannot be copied, or empty
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ResyncReport) Reset() {
+	*x = ResyncReport{}
+	mi := &file_mdm_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResyncReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResyncReport) ProtoMessage() {}
+
+func (x *ResyncReport) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResyncReport.ProtoReflect.Descriptor instead.
+func (*ResyncReport) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ResyncReport) GetGroups() uint32 {
+	if x != nil {
+		return x.Groups
+	}
+	return 0
+}
+
+func (x *ResyncReport) GetCompared() uint32 {
+	if x != nil {
+		return x.Compared
+	}
+	return 0
+}
+
+func (x *ResyncReport) GetChunksLeft() uint64 {
+	if x != nil {
+		return x.ChunksLeft
+	}
+	return 0
+}
+
+func (x *ResyncReport) GetBytesCopied() uint64 {
+	if x != nil {
+		return x.BytesCopied
+	}
+	return 0
+}
+
+func (x *ResyncReport) GetBytesPerSecond() uint64 {
+	if x != nil {
+		return x.BytesPerSecond
+	}
+	return 0
+}
+
+func (x *ResyncReport) GetStuck() string {
+	if x != nil {
+		return x.Stuck
+	}
+	return ""
+}
+
+type ScrubReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Run           uint64                 `protobuf:"varint,1,opt,name=run,proto3" json:"run,omitempty"`    // of the order
+	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // running | done | stopped
+	BytesDone     uint64                 `protobuf:"varint,3,opt,name=bytes_done,json=bytesDone,proto3" json:"bytes_done,omitempty"`
+	BytesTotal    uint64                 `protobuf:"varint,4,opt,name=bytes_total,json=bytesTotal,proto3" json:"bytes_total,omitempty"` // estimated
+	StartedMs     int64                  `protobuf:"varint,5,opt,name=started_ms,json=startedMs,proto3" json:"started_ms,omitempty"`    // Unix time
+	EndedMs       int64                  `protobuf:"varint,6,opt,name=ended_ms,json=endedMs,proto3" json:"ended_ms,omitempty"`          // 0: not yet
+	Rotten        uint64                 `protobuf:"varint,7,opt,name=rotten,proto3" json:"rotten,omitempty"`                           // blocks found
+	Mended        uint64                 `protobuf:"varint,8,opt,name=mended,proto3" json:"mended,omitempty"`
+	Unmended      uint64                 `protobuf:"varint,9,opt,name=unmended,proto3" json:"unmended,omitempty"` // no copy had bytes that match
+	Rate          uint64                 `protobuf:"varint,10,opt,name=rate,proto3" json:"rate,omitempty"`        // bytes per second at most; 0: no bound
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScrubReport) Reset() {
+	*x = ScrubReport{}
+	mi := &file_mdm_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScrubReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScrubReport) ProtoMessage() {}
+
+func (x *ScrubReport) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScrubReport.ProtoReflect.Descriptor instead.
+func (*ScrubReport) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ScrubReport) GetRun() uint64 {
+	if x != nil {
+		return x.Run
+	}
+	return 0
+}
+
+func (x *ScrubReport) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *ScrubReport) GetBytesDone() uint64 {
+	if x != nil {
+		return x.BytesDone
+	}
+	return 0
+}
+
+func (x *ScrubReport) GetBytesTotal() uint64 {
+	if x != nil {
+		return x.BytesTotal
+	}
+	return 0
+}
+
+func (x *ScrubReport) GetStartedMs() int64 {
+	if x != nil {
+		return x.StartedMs
+	}
+	return 0
+}
+
+func (x *ScrubReport) GetEndedMs() int64 {
+	if x != nil {
+		return x.EndedMs
+	}
+	return 0
+}
+
+func (x *ScrubReport) GetRotten() uint64 {
+	if x != nil {
+		return x.Rotten
+	}
+	return 0
+}
+
+func (x *ScrubReport) GetMended() uint64 {
+	if x != nil {
+		return x.Mended
+	}
+	return 0
+}
+
+func (x *ScrubReport) GetUnmended() uint64 {
+	if x != nil {
+		return x.Unmended
+	}
+	return 0
+}
+
+func (x *ScrubReport) GetRate() uint64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+type ScrubOrder struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uuid          []byte                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"` // of the device
+	Run           uint64                 `protobuf:"varint,2,opt,name=run,proto3" json:"run,omitempty"`  // newer than the device's: begin
+	Rate          uint64                 `protobuf:"varint,3,opt,name=rate,proto3" json:"rate,omitempty"`
+	Stop          bool                   `protobuf:"varint,4,opt,name=stop,proto3" json:"stop,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScrubOrder) Reset() {
+	*x = ScrubOrder{}
+	mi := &file_mdm_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScrubOrder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScrubOrder) ProtoMessage() {}
+
+func (x *ScrubOrder) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScrubOrder.ProtoReflect.Descriptor instead.
+func (*ScrubOrder) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ScrubOrder) GetUuid() []byte {
+	if x != nil {
+		return x.Uuid
+	}
+	return nil
+}
+
+func (x *ScrubOrder) GetRun() uint64 {
+	if x != nil {
+		return x.Run
+	}
+	return 0
+}
+
+func (x *ScrubOrder) GetRate() uint64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *ScrubOrder) GetStop() bool {
+	if x != nil {
+		return x.Stop
+	}
+	return false
+}
+
 type RegisterServerResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cluster       []byte                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
@@ -875,7 +1176,7 @@ type RegisterServerResponse struct {
 
 func (x *RegisterServerResponse) Reset() {
 	*x = RegisterServerResponse{}
-	mi := &file_mdm_proto_msgTypes[8]
+	mi := &file_mdm_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -887,7 +1188,7 @@ func (x *RegisterServerResponse) String() string {
 func (*RegisterServerResponse) ProtoMessage() {}
 
 func (x *RegisterServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[8]
+	mi := &file_mdm_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -900,7 +1201,7 @@ func (x *RegisterServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterServerResponse.ProtoReflect.Descriptor instead.
 func (*RegisterServerResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{8}
+	return file_mdm_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RegisterServerResponse) GetCluster() []byte {
@@ -949,7 +1250,7 @@ type RenewServerRequest struct {
 
 func (x *RenewServerRequest) Reset() {
 	*x = RenewServerRequest{}
-	mi := &file_mdm_proto_msgTypes[9]
+	mi := &file_mdm_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -961,7 +1262,7 @@ func (x *RenewServerRequest) String() string {
 func (*RenewServerRequest) ProtoMessage() {}
 
 func (x *RenewServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[9]
+	mi := &file_mdm_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -974,7 +1275,7 @@ func (x *RenewServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewServerRequest.ProtoReflect.Descriptor instead.
 func (*RenewServerRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{9}
+	return file_mdm_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RenewServerRequest) GetName() string {
@@ -1000,14 +1301,15 @@ func (x *RenewServerRequest) GetDevices() []*DeviceReport {
 
 type RenewServerResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Known         bool                   `protobuf:"varint,1,opt,name=known,proto3" json:"known,omitempty"`
+	Known         bool                   `protobuf:"varint,1,opt,name=known,proto3" json:"known,omitempty"` // false: register again
+	Scrubs        []*ScrubOrder          `protobuf:"bytes,2,rep,name=scrubs,proto3" json:"scrubs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RenewServerResponse) Reset() {
 	*x = RenewServerResponse{}
-	mi := &file_mdm_proto_msgTypes[10]
+	mi := &file_mdm_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1019,7 +1321,7 @@ func (x *RenewServerResponse) String() string {
 func (*RenewServerResponse) ProtoMessage() {}
 
 func (x *RenewServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[10]
+	mi := &file_mdm_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1032,7 +1334,7 @@ func (x *RenewServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewServerResponse.ProtoReflect.Descriptor instead.
 func (*RenewServerResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{10}
+	return file_mdm_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RenewServerResponse) GetKnown() bool {
@@ -1040,6 +1342,13 @@ func (x *RenewServerResponse) GetKnown() bool {
 		return x.Known
 	}
 	return false
+}
+
+func (x *RenewServerResponse) GetScrubs() []*ScrubOrder {
+	if x != nil {
+		return x.Scrubs
+	}
+	return nil
 }
 
 type WatchMapRequest struct {
@@ -1052,7 +1361,7 @@ type WatchMapRequest struct {
 
 func (x *WatchMapRequest) Reset() {
 	*x = WatchMapRequest{}
-	mi := &file_mdm_proto_msgTypes[11]
+	mi := &file_mdm_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1373,7 @@ func (x *WatchMapRequest) String() string {
 func (*WatchMapRequest) ProtoMessage() {}
 
 func (x *WatchMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[11]
+	mi := &file_mdm_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1386,7 @@ func (x *WatchMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMapRequest.ProtoReflect.Descriptor instead.
 func (*WatchMapRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{11}
+	return file_mdm_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WatchMapRequest) GetHaveVersion() uint64 {
@@ -1109,7 +1418,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_mdm_proto_msgTypes[12]
+	mi := &file_mdm_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1430,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[12]
+	mi := &file_mdm_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1134,7 +1443,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{12}
+	return file_mdm_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -1196,7 +1505,7 @@ type VolumeResponse struct {
 
 func (x *VolumeResponse) Reset() {
 	*x = VolumeResponse{}
-	mi := &file_mdm_proto_msgTypes[13]
+	mi := &file_mdm_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1208,7 +1517,7 @@ func (x *VolumeResponse) String() string {
 func (*VolumeResponse) ProtoMessage() {}
 
 func (x *VolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[13]
+	mi := &file_mdm_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1221,7 +1530,7 @@ func (x *VolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeResponse.ProtoReflect.Descriptor instead.
 func (*VolumeResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{13}
+	return file_mdm_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *VolumeResponse) GetVolume() *Volume {
@@ -1246,7 +1555,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_mdm_proto_msgTypes[14]
+	mi := &file_mdm_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1258,7 +1567,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[14]
+	mi := &file_mdm_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1271,7 +1580,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{14}
+	return file_mdm_proto_rawDescGZIP(), []int{17}
 }
 
 type ListVolumesResponse struct {
@@ -1283,7 +1592,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_mdm_proto_msgTypes[15]
+	mi := &file_mdm_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1295,7 +1604,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[15]
+	mi := &file_mdm_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1308,7 +1617,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{15}
+	return file_mdm_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -1329,7 +1638,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_mdm_proto_msgTypes[16]
+	mi := &file_mdm_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1650,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[16]
+	mi := &file_mdm_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1663,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{16}
+	return file_mdm_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ResizeVolumeRequest) GetName() string {
@@ -1388,7 +1697,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_mdm_proto_msgTypes[17]
+	mi := &file_mdm_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1400,7 +1709,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[17]
+	mi := &file_mdm_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1413,7 +1722,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{17}
+	return file_mdm_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeleteVolumeRequest) GetName() string {
@@ -1438,7 +1747,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_mdm_proto_msgTypes[18]
+	mi := &file_mdm_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1450,7 +1759,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[18]
+	mi := &file_mdm_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1463,7 +1772,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{18}
+	return file_mdm_proto_rawDescGZIP(), []int{21}
 }
 
 type AttachRequest struct {
@@ -1481,7 +1790,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_mdm_proto_msgTypes[19]
+	mi := &file_mdm_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1802,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[19]
+	mi := &file_mdm_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1815,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{19}
+	return file_mdm_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AttachRequest) GetVolume() string {
@@ -1577,7 +1886,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_mdm_proto_msgTypes[20]
+	mi := &file_mdm_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +1898,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[20]
+	mi := &file_mdm_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1602,7 +1911,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{20}
+	return file_mdm_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AttachResponse) GetVolume() *Volume {
@@ -1685,7 +1994,7 @@ type DeviceIncarnation struct {
 
 func (x *DeviceIncarnation) Reset() {
 	*x = DeviceIncarnation{}
-	mi := &file_mdm_proto_msgTypes[21]
+	mi := &file_mdm_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1697,7 +2006,7 @@ func (x *DeviceIncarnation) String() string {
 func (*DeviceIncarnation) ProtoMessage() {}
 
 func (x *DeviceIncarnation) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[21]
+	mi := &file_mdm_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1710,7 +2019,7 @@ func (x *DeviceIncarnation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceIncarnation.ProtoReflect.Descriptor instead.
 func (*DeviceIncarnation) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{21}
+	return file_mdm_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DeviceIncarnation) GetDevice() uint32 {
@@ -1737,7 +2046,7 @@ type BrokenCopy struct {
 
 func (x *BrokenCopy) Reset() {
 	*x = BrokenCopy{}
-	mi := &file_mdm_proto_msgTypes[22]
+	mi := &file_mdm_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1749,7 +2058,7 @@ func (x *BrokenCopy) String() string {
 func (*BrokenCopy) ProtoMessage() {}
 
 func (x *BrokenCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[22]
+	mi := &file_mdm_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1762,7 +2071,7 @@ func (x *BrokenCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BrokenCopy.ProtoReflect.Descriptor instead.
 func (*BrokenCopy) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{22}
+	return file_mdm_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *BrokenCopy) GetPg() uint32 {
@@ -1791,7 +2100,7 @@ type DetachRequest struct {
 
 func (x *DetachRequest) Reset() {
 	*x = DetachRequest{}
-	mi := &file_mdm_proto_msgTypes[23]
+	mi := &file_mdm_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1803,7 +2112,7 @@ func (x *DetachRequest) String() string {
 func (*DetachRequest) ProtoMessage() {}
 
 func (x *DetachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[23]
+	mi := &file_mdm_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1816,7 +2125,7 @@ func (x *DetachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachRequest.ProtoReflect.Descriptor instead.
 func (*DetachRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{23}
+	return file_mdm_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DetachRequest) GetVolume() string {
@@ -1855,7 +2164,7 @@ type DetachResponse struct {
 
 func (x *DetachResponse) Reset() {
 	*x = DetachResponse{}
-	mi := &file_mdm_proto_msgTypes[24]
+	mi := &file_mdm_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1867,7 +2176,7 @@ func (x *DetachResponse) String() string {
 func (*DetachResponse) ProtoMessage() {}
 
 func (x *DetachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[24]
+	mi := &file_mdm_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1880,7 +2189,7 @@ func (x *DetachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachResponse.ProtoReflect.Descriptor instead.
 func (*DetachResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{24}
+	return file_mdm_proto_rawDescGZIP(), []int{27}
 }
 
 type RenewSessionRequest struct {
@@ -1893,7 +2202,7 @@ type RenewSessionRequest struct {
 
 func (x *RenewSessionRequest) Reset() {
 	*x = RenewSessionRequest{}
-	mi := &file_mdm_proto_msgTypes[25]
+	mi := &file_mdm_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1905,7 +2214,7 @@ func (x *RenewSessionRequest) String() string {
 func (*RenewSessionRequest) ProtoMessage() {}
 
 func (x *RenewSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[25]
+	mi := &file_mdm_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1918,7 +2227,7 @@ func (x *RenewSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewSessionRequest.ProtoReflect.Descriptor instead.
 func (*RenewSessionRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{25}
+	return file_mdm_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RenewSessionRequest) GetClient() string {
@@ -1951,7 +2260,7 @@ type SessionState struct {
 
 func (x *SessionState) Reset() {
 	*x = SessionState{}
-	mi := &file_mdm_proto_msgTypes[26]
+	mi := &file_mdm_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1963,7 +2272,7 @@ func (x *SessionState) String() string {
 func (*SessionState) ProtoMessage() {}
 
 func (x *SessionState) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[26]
+	mi := &file_mdm_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1976,7 +2285,7 @@ func (x *SessionState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionState.ProtoReflect.Descriptor instead.
 func (*SessionState) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{26}
+	return file_mdm_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SessionState) GetVolume() uint64 {
@@ -2016,7 +2325,7 @@ type RenewSessionResponse struct {
 
 func (x *RenewSessionResponse) Reset() {
 	*x = RenewSessionResponse{}
-	mi := &file_mdm_proto_msgTypes[27]
+	mi := &file_mdm_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2028,7 +2337,7 @@ func (x *RenewSessionResponse) String() string {
 func (*RenewSessionResponse) ProtoMessage() {}
 
 func (x *RenewSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[27]
+	mi := &file_mdm_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2041,7 +2350,7 @@ func (x *RenewSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewSessionResponse.ProtoReflect.Descriptor instead.
 func (*RenewSessionResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{27}
+	return file_mdm_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RenewSessionResponse) GetLost() []uint64 {
@@ -2067,7 +2376,7 @@ type DropReplicaRequest struct {
 
 func (x *DropReplicaRequest) Reset() {
 	*x = DropReplicaRequest{}
-	mi := &file_mdm_proto_msgTypes[28]
+	mi := &file_mdm_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2079,7 +2388,7 @@ func (x *DropReplicaRequest) String() string {
 func (*DropReplicaRequest) ProtoMessage() {}
 
 func (x *DropReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[28]
+	mi := &file_mdm_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2092,7 +2401,7 @@ func (x *DropReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReplicaRequest.ProtoReflect.Descriptor instead.
 func (*DropReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{28}
+	return file_mdm_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DropReplicaRequest) GetVolume() uint64 {
@@ -2133,7 +2442,7 @@ type DropReplicaResponse struct {
 
 func (x *DropReplicaResponse) Reset() {
 	*x = DropReplicaResponse{}
-	mi := &file_mdm_proto_msgTypes[29]
+	mi := &file_mdm_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2145,7 +2454,7 @@ func (x *DropReplicaResponse) String() string {
 func (*DropReplicaResponse) ProtoMessage() {}
 
 func (x *DropReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[29]
+	mi := &file_mdm_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2158,7 +2467,7 @@ func (x *DropReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReplicaResponse.ProtoReflect.Descriptor instead.
 func (*DropReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{29}
+	return file_mdm_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DropReplicaResponse) GetDropped() []uint32 {
@@ -2191,7 +2500,7 @@ type ReportDeviceRequest struct {
 
 func (x *ReportDeviceRequest) Reset() {
 	*x = ReportDeviceRequest{}
-	mi := &file_mdm_proto_msgTypes[30]
+	mi := &file_mdm_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2203,7 +2512,7 @@ func (x *ReportDeviceRequest) String() string {
 func (*ReportDeviceRequest) ProtoMessage() {}
 
 func (x *ReportDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[30]
+	mi := &file_mdm_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2216,7 +2525,7 @@ func (x *ReportDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ReportDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{30}
+	return file_mdm_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ReportDeviceRequest) GetVolume() uint64 {
@@ -2272,7 +2581,7 @@ type ReportDeviceResponse struct {
 
 func (x *ReportDeviceResponse) Reset() {
 	*x = ReportDeviceResponse{}
-	mi := &file_mdm_proto_msgTypes[31]
+	mi := &file_mdm_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2284,7 +2593,7 @@ func (x *ReportDeviceResponse) String() string {
 func (*ReportDeviceResponse) ProtoMessage() {}
 
 func (x *ReportDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[31]
+	mi := &file_mdm_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2297,7 +2606,7 @@ func (x *ReportDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportDeviceResponse.ProtoReflect.Descriptor instead.
 func (*ReportDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{31}
+	return file_mdm_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReportDeviceResponse) GetEvicted() bool {
@@ -2332,7 +2641,7 @@ type ResyncReadyRequest struct {
 
 func (x *ResyncReadyRequest) Reset() {
 	*x = ResyncReadyRequest{}
-	mi := &file_mdm_proto_msgTypes[32]
+	mi := &file_mdm_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2344,7 +2653,7 @@ func (x *ResyncReadyRequest) String() string {
 func (*ResyncReadyRequest) ProtoMessage() {}
 
 func (x *ResyncReadyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[32]
+	mi := &file_mdm_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2357,7 +2666,7 @@ func (x *ResyncReadyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResyncReadyRequest.ProtoReflect.Descriptor instead.
 func (*ResyncReadyRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{32}
+	return file_mdm_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ResyncReadyRequest) GetDevice() uint32 {
@@ -2379,7 +2688,7 @@ type ReadyGroup struct {
 
 func (x *ReadyGroup) Reset() {
 	*x = ReadyGroup{}
-	mi := &file_mdm_proto_msgTypes[33]
+	mi := &file_mdm_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2700,7 @@ func (x *ReadyGroup) String() string {
 func (*ReadyGroup) ProtoMessage() {}
 
 func (x *ReadyGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[33]
+	mi := &file_mdm_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2713,7 @@ func (x *ReadyGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadyGroup.ProtoReflect.Descriptor instead.
 func (*ReadyGroup) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{33}
+	return file_mdm_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ReadyGroup) GetPg() uint32 {
@@ -2444,7 +2753,7 @@ type ResyncReadyResponse struct {
 
 func (x *ResyncReadyResponse) Reset() {
 	*x = ResyncReadyResponse{}
-	mi := &file_mdm_proto_msgTypes[34]
+	mi := &file_mdm_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2456,7 +2765,7 @@ func (x *ResyncReadyResponse) String() string {
 func (*ResyncReadyResponse) ProtoMessage() {}
 
 func (x *ResyncReadyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[34]
+	mi := &file_mdm_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2469,7 +2778,7 @@ func (x *ResyncReadyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResyncReadyResponse.ProtoReflect.Descriptor instead.
 func (*ResyncReadyResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{34}
+	return file_mdm_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ResyncReadyResponse) GetGroups() []*ReadyGroup {
@@ -2492,7 +2801,7 @@ type JoinInSyncRequest struct {
 
 func (x *JoinInSyncRequest) Reset() {
 	*x = JoinInSyncRequest{}
-	mi := &file_mdm_proto_msgTypes[35]
+	mi := &file_mdm_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2504,7 +2813,7 @@ func (x *JoinInSyncRequest) String() string {
 func (*JoinInSyncRequest) ProtoMessage() {}
 
 func (x *JoinInSyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[35]
+	mi := &file_mdm_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2517,7 +2826,7 @@ func (x *JoinInSyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinInSyncRequest.ProtoReflect.Descriptor instead.
 func (*JoinInSyncRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{35}
+	return file_mdm_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *JoinInSyncRequest) GetDevice() uint32 {
@@ -2558,7 +2867,7 @@ type JoinGroup struct {
 
 func (x *JoinGroup) Reset() {
 	*x = JoinGroup{}
-	mi := &file_mdm_proto_msgTypes[36]
+	mi := &file_mdm_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2570,7 +2879,7 @@ func (x *JoinGroup) String() string {
 func (*JoinGroup) ProtoMessage() {}
 
 func (x *JoinGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[36]
+	mi := &file_mdm_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2583,7 +2892,7 @@ func (x *JoinGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinGroup.ProtoReflect.Descriptor instead.
 func (*JoinGroup) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{36}
+	return file_mdm_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *JoinGroup) GetPg() uint32 {
@@ -2610,7 +2919,7 @@ type JoinInSyncResponse struct {
 
 func (x *JoinInSyncResponse) Reset() {
 	*x = JoinInSyncResponse{}
-	mi := &file_mdm_proto_msgTypes[37]
+	mi := &file_mdm_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2622,7 +2931,7 @@ func (x *JoinInSyncResponse) String() string {
 func (*JoinInSyncResponse) ProtoMessage() {}
 
 func (x *JoinInSyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[37]
+	mi := &file_mdm_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2635,7 +2944,7 @@ func (x *JoinInSyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinInSyncResponse.ProtoReflect.Descriptor instead.
 func (*JoinInSyncResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{37}
+	return file_mdm_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *JoinInSyncResponse) GetRefused() []uint32 {
@@ -2660,7 +2969,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_mdm_proto_msgTypes[38]
+	mi := &file_mdm_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2672,7 +2981,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[38]
+	mi := &file_mdm_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2685,7 +2994,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{38}
+	return file_mdm_proto_rawDescGZIP(), []int{41}
 }
 
 type StatusResponse struct {
@@ -2707,13 +3016,15 @@ type StatusResponse struct {
 	Pgs           uint32                 `protobuf:"varint,15,opt,name=pgs,proto3" json:"pgs,omitempty"`
 	PgsDegraded   uint32                 `protobuf:"varint,16,opt,name=pgs_degraded,json=pgsDegraded,proto3" json:"pgs_degraded,omitempty"`
 	PgsRebuilding uint32                 `protobuf:"varint,17,opt,name=pgs_rebuilding,json=pgsRebuilding,proto3" json:"pgs_rebuilding,omitempty"` // a target is being brought in sync
+	Exposures     []*Exposure            `protobuf:"bytes,18,rep,name=exposures,proto3" json:"exposures,omitempty"`                               // groups with fewer copies than they should have
+	Resyncs       []*DeviceResync        `protobuf:"bytes,19,rep,name=resyncs,proto3" json:"resyncs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_mdm_proto_msgTypes[39]
+	mi := &file_mdm_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2725,7 +3036,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[39]
+	mi := &file_mdm_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2738,7 +3049,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{39}
+	return file_mdm_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StatusResponse) GetCluster() []byte {
@@ -2860,6 +3171,149 @@ func (x *StatusResponse) GetPgsRebuilding() uint32 {
 	return 0
 }
 
+func (x *StatusResponse) GetExposures() []*Exposure {
+	if x != nil {
+		return x.Exposures
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetResyncs() []*DeviceResync {
+	if x != nil {
+		return x.Resyncs
+	}
+	return nil
+}
+
+// Groups that have fewer in-sync copies up than they should.
+type Exposure struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Copies        uint32                 `protobuf:"varint,1,opt,name=copies,proto3" json:"copies,omitempty"` // that are up and in sync
+	Wanted        uint32                 `protobuf:"varint,2,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	Groups        uint32                 `protobuf:"varint,3,opt,name=groups,proto3" json:"groups,omitempty"`
+	SinceMs       int64                  `protobuf:"varint,4,opt,name=since_ms,json=sinceMs,proto3" json:"since_ms,omitempty"` // Unix time: of the group that has been so for the longest
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Exposure) Reset() {
+	*x = Exposure{}
+	mi := &file_mdm_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Exposure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Exposure) ProtoMessage() {}
+
+func (x *Exposure) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Exposure.ProtoReflect.Descriptor instead.
+func (*Exposure) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *Exposure) GetCopies() uint32 {
+	if x != nil {
+		return x.Copies
+	}
+	return 0
+}
+
+func (x *Exposure) GetWanted() uint32 {
+	if x != nil {
+		return x.Wanted
+	}
+	return 0
+}
+
+func (x *Exposure) GetGroups() uint32 {
+	if x != nil {
+		return x.Groups
+	}
+	return 0
+}
+
+func (x *Exposure) GetSinceMs() int64 {
+	if x != nil {
+		return x.SinceMs
+	}
+	return 0
+}
+
+type DeviceResync struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Device        uint32                 `protobuf:"varint,1,opt,name=device,proto3" json:"device,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"` // SERVER:PATH
+	Report        *ResyncReport          `protobuf:"bytes,3,opt,name=report,proto3" json:"report,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeviceResync) Reset() {
+	*x = DeviceResync{}
+	mi := &file_mdm_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceResync) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceResync) ProtoMessage() {}
+
+func (x *DeviceResync) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceResync.ProtoReflect.Descriptor instead.
+func (*DeviceResync) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *DeviceResync) GetDevice() uint32 {
+	if x != nil {
+		return x.Device
+	}
+	return 0
+}
+
+func (x *DeviceResync) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeviceResync) GetReport() *ResyncReport {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
 type ListServersRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2868,7 +3322,7 @@ type ListServersRequest struct {
 
 func (x *ListServersRequest) Reset() {
 	*x = ListServersRequest{}
-	mi := &file_mdm_proto_msgTypes[40]
+	mi := &file_mdm_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2880,7 +3334,7 @@ func (x *ListServersRequest) String() string {
 func (*ListServersRequest) ProtoMessage() {}
 
 func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[40]
+	mi := &file_mdm_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2893,7 +3347,7 @@ func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersRequest.ProtoReflect.Descriptor instead.
 func (*ListServersRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{40}
+	return file_mdm_proto_rawDescGZIP(), []int{45}
 }
 
 type ListServersResponse struct {
@@ -2905,7 +3359,7 @@ type ListServersResponse struct {
 
 func (x *ListServersResponse) Reset() {
 	*x = ListServersResponse{}
-	mi := &file_mdm_proto_msgTypes[41]
+	mi := &file_mdm_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2917,7 +3371,7 @@ func (x *ListServersResponse) String() string {
 func (*ListServersResponse) ProtoMessage() {}
 
 func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[41]
+	mi := &file_mdm_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2930,7 +3384,7 @@ func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersResponse.ProtoReflect.Descriptor instead.
 func (*ListServersResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{41}
+	return file_mdm_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListServersResponse) GetServers() []*Server {
@@ -2948,7 +3402,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_mdm_proto_msgTypes[42]
+	mi := &file_mdm_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2960,7 +3414,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[42]
+	mi := &file_mdm_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2973,7 +3427,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{42}
+	return file_mdm_proto_rawDescGZIP(), []int{47}
 }
 
 type ListDevicesResponse struct {
@@ -2985,7 +3439,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_mdm_proto_msgTypes[43]
+	mi := &file_mdm_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2997,7 +3451,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[43]
+	mi := &file_mdm_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3010,7 +3464,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{43}
+	return file_mdm_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -3030,7 +3484,7 @@ type RemoveDeviceRequest struct {
 
 func (x *RemoveDeviceRequest) Reset() {
 	*x = RemoveDeviceRequest{}
-	mi := &file_mdm_proto_msgTypes[44]
+	mi := &file_mdm_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3042,7 +3496,7 @@ func (x *RemoveDeviceRequest) String() string {
 func (*RemoveDeviceRequest) ProtoMessage() {}
 
 func (x *RemoveDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[44]
+	mi := &file_mdm_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3055,7 +3509,7 @@ func (x *RemoveDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDeviceRequest.ProtoReflect.Descriptor instead.
 func (*RemoveDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{44}
+	return file_mdm_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RemoveDeviceRequest) GetId() uint32 {
@@ -3080,7 +3534,7 @@ type RemoveDeviceResponse struct {
 
 func (x *RemoveDeviceResponse) Reset() {
 	*x = RemoveDeviceResponse{}
-	mi := &file_mdm_proto_msgTypes[45]
+	mi := &file_mdm_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3092,7 +3546,7 @@ func (x *RemoveDeviceResponse) String() string {
 func (*RemoveDeviceResponse) ProtoMessage() {}
 
 func (x *RemoveDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[45]
+	mi := &file_mdm_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3105,7 +3559,7 @@ func (x *RemoveDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDeviceResponse.ProtoReflect.Descriptor instead.
 func (*RemoveDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{45}
+	return file_mdm_proto_rawDescGZIP(), []int{50}
 }
 
 // Moves of data between devices: what would move, what is moving, and who is to
@@ -3123,7 +3577,7 @@ type Fill struct {
 
 func (x *Fill) Reset() {
 	*x = Fill{}
-	mi := &file_mdm_proto_msgTypes[46]
+	mi := &file_mdm_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3135,7 +3589,7 @@ func (x *Fill) String() string {
 func (*Fill) ProtoMessage() {}
 
 func (x *Fill) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[46]
+	mi := &file_mdm_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3148,7 +3602,7 @@ func (x *Fill) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fill.ProtoReflect.Descriptor instead.
 func (*Fill) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{46}
+	return file_mdm_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Fill) GetDevice() uint32 {
@@ -3201,7 +3655,7 @@ type MovePlan struct {
 
 func (x *MovePlan) Reset() {
 	*x = MovePlan{}
-	mi := &file_mdm_proto_msgTypes[47]
+	mi := &file_mdm_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3213,7 +3667,7 @@ func (x *MovePlan) String() string {
 func (*MovePlan) ProtoMessage() {}
 
 func (x *MovePlan) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[47]
+	mi := &file_mdm_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3226,7 +3680,7 @@ func (x *MovePlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MovePlan.ProtoReflect.Descriptor instead.
 func (*MovePlan) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{47}
+	return file_mdm_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *MovePlan) GetGroups() uint32 {
@@ -3287,7 +3741,7 @@ type PlanMovesRequest struct {
 
 func (x *PlanMovesRequest) Reset() {
 	*x = PlanMovesRequest{}
-	mi := &file_mdm_proto_msgTypes[48]
+	mi := &file_mdm_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3299,7 +3753,7 @@ func (x *PlanMovesRequest) String() string {
 func (*PlanMovesRequest) ProtoMessage() {}
 
 func (x *PlanMovesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[48]
+	mi := &file_mdm_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3312,7 +3766,7 @@ func (x *PlanMovesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanMovesRequest.ProtoReflect.Descriptor instead.
 func (*PlanMovesRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{48}
+	return file_mdm_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *PlanMovesRequest) GetWithout() []uint32 {
@@ -3334,7 +3788,7 @@ type EvacuateRequest struct {
 
 func (x *EvacuateRequest) Reset() {
 	*x = EvacuateRequest{}
-	mi := &file_mdm_proto_msgTypes[49]
+	mi := &file_mdm_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3346,7 +3800,7 @@ func (x *EvacuateRequest) String() string {
 func (*EvacuateRequest) ProtoMessage() {}
 
 func (x *EvacuateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[49]
+	mi := &file_mdm_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3359,7 +3813,7 @@ func (x *EvacuateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvacuateRequest.ProtoReflect.Descriptor instead.
 func (*EvacuateRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{49}
+	return file_mdm_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *EvacuateRequest) GetDevices() []uint32 {
@@ -3398,7 +3852,7 @@ type MovesRequest struct {
 
 func (x *MovesRequest) Reset() {
 	*x = MovesRequest{}
-	mi := &file_mdm_proto_msgTypes[50]
+	mi := &file_mdm_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3410,7 +3864,7 @@ func (x *MovesRequest) String() string {
 func (*MovesRequest) ProtoMessage() {}
 
 func (x *MovesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[50]
+	mi := &file_mdm_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3423,7 +3877,7 @@ func (x *MovesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MovesRequest.ProtoReflect.Descriptor instead.
 func (*MovesRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{50}
+	return file_mdm_proto_rawDescGZIP(), []int{55}
 }
 
 type MovesResponse struct {
@@ -3442,7 +3896,7 @@ type MovesResponse struct {
 
 func (x *MovesResponse) Reset() {
 	*x = MovesResponse{}
-	mi := &file_mdm_proto_msgTypes[51]
+	mi := &file_mdm_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3454,7 +3908,7 @@ func (x *MovesResponse) String() string {
 func (*MovesResponse) ProtoMessage() {}
 
 func (x *MovesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[51]
+	mi := &file_mdm_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3467,7 +3921,7 @@ func (x *MovesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MovesResponse.ProtoReflect.Descriptor instead.
 func (*MovesResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{51}
+	return file_mdm_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *MovesResponse) GetGroups() uint32 {
@@ -3536,7 +3990,7 @@ type SetMovesRequest struct {
 
 func (x *SetMovesRequest) Reset() {
 	*x = SetMovesRequest{}
-	mi := &file_mdm_proto_msgTypes[52]
+	mi := &file_mdm_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3548,7 +4002,7 @@ func (x *SetMovesRequest) String() string {
 func (*SetMovesRequest) ProtoMessage() {}
 
 func (x *SetMovesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[52]
+	mi := &file_mdm_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3561,7 +4015,7 @@ func (x *SetMovesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMovesRequest.ProtoReflect.Descriptor instead.
 func (*SetMovesRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{52}
+	return file_mdm_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *SetMovesRequest) GetPaused() bool {
@@ -3588,7 +4042,7 @@ type MaintainRequest struct {
 
 func (x *MaintainRequest) Reset() {
 	*x = MaintainRequest{}
-	mi := &file_mdm_proto_msgTypes[53]
+	mi := &file_mdm_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3600,7 +4054,7 @@ func (x *MaintainRequest) String() string {
 func (*MaintainRequest) ProtoMessage() {}
 
 func (x *MaintainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[53]
+	mi := &file_mdm_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3613,7 +4067,7 @@ func (x *MaintainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MaintainRequest.ProtoReflect.Descriptor instead.
 func (*MaintainRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{53}
+	return file_mdm_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *MaintainRequest) GetServer() string {
@@ -3638,7 +4092,7 @@ type MaintainResponse struct {
 
 func (x *MaintainResponse) Reset() {
 	*x = MaintainResponse{}
-	mi := &file_mdm_proto_msgTypes[54]
+	mi := &file_mdm_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3650,7 +4104,7 @@ func (x *MaintainResponse) String() string {
 func (*MaintainResponse) ProtoMessage() {}
 
 func (x *MaintainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[54]
+	mi := &file_mdm_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3663,7 +4117,233 @@ func (x *MaintainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MaintainResponse.ProtoReflect.Descriptor instead.
 func (*MaintainResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{54}
+	return file_mdm_proto_rawDescGZIP(), []int{59}
+}
+
+// Scrubbing: reading everything that a device holds and comparing it with its
+// checksums. What does not match is written again from another copy.
+type ScrubRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Devices       []uint32               `protobuf:"varint,1,rep,packed,name=devices,proto3" json:"devices,omitempty"` // none: all
+	Rate          uint64                 `protobuf:"varint,2,opt,name=rate,proto3" json:"rate,omitempty"`              // bytes per second and device; 0: sds's own
+	Stop          bool                   `protobuf:"varint,3,opt,name=stop,proto3" json:"stop,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScrubRequest) Reset() {
+	*x = ScrubRequest{}
+	mi := &file_mdm_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScrubRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScrubRequest) ProtoMessage() {}
+
+func (x *ScrubRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScrubRequest.ProtoReflect.Descriptor instead.
+func (*ScrubRequest) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *ScrubRequest) GetDevices() []uint32 {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *ScrubRequest) GetRate() uint64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *ScrubRequest) GetStop() bool {
+	if x != nil {
+		return x.Stop
+	}
+	return false
+}
+
+type ScrubStatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScrubStatusRequest) Reset() {
+	*x = ScrubStatusRequest{}
+	mi := &file_mdm_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScrubStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScrubStatusRequest) ProtoMessage() {}
+
+func (x *ScrubStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScrubStatusRequest.ProtoReflect.Descriptor instead.
+func (*ScrubStatusRequest) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{61}
+}
+
+type ScrubStatusResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Devices       []*DeviceScrub         `protobuf:"bytes,1,rep,name=devices,proto3" json:"devices,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScrubStatusResponse) Reset() {
+	*x = ScrubStatusResponse{}
+	mi := &file_mdm_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScrubStatusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScrubStatusResponse) ProtoMessage() {}
+
+func (x *ScrubStatusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScrubStatusResponse.ProtoReflect.Descriptor instead.
+func (*ScrubStatusResponse) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *ScrubStatusResponse) GetDevices() []*DeviceScrub {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+type DeviceScrub struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Device        uint32                 `protobuf:"varint,1,opt,name=device,proto3" json:"device,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`        // SERVER:PATH
+	Waiting       bool                   `protobuf:"varint,3,opt,name=waiting,proto3" json:"waiting,omitempty"` // the server has not taken the order yet
+	Report        *ScrubReport           `protobuf:"bytes,4,opt,name=report,proto3" json:"report,omitempty"`    // of the newest run; absent: never scrubbed since sds started
+	RotFound      uint64                 `protobuf:"varint,5,opt,name=rot_found,json=rotFound,proto3" json:"rot_found,omitempty"`
+	RotMended     uint64                 `protobuf:"varint,6,opt,name=rot_mended,json=rotMended,proto3" json:"rot_mended,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeviceScrub) Reset() {
+	*x = DeviceScrub{}
+	mi := &file_mdm_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceScrub) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceScrub) ProtoMessage() {}
+
+func (x *DeviceScrub) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceScrub.ProtoReflect.Descriptor instead.
+func (*DeviceScrub) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *DeviceScrub) GetDevice() uint32 {
+	if x != nil {
+		return x.Device
+	}
+	return 0
+}
+
+func (x *DeviceScrub) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeviceScrub) GetWaiting() bool {
+	if x != nil {
+		return x.Waiting
+	}
+	return false
+}
+
+func (x *DeviceScrub) GetReport() *ScrubReport {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
+func (x *DeviceScrub) GetRotFound() uint64 {
+	if x != nil {
+		return x.RotFound
+	}
+	return 0
+}
+
+func (x *DeviceScrub) GetRotMended() uint64 {
+	if x != nil {
+		return x.RotMended
+	}
+	return 0
 }
 
 type Event struct {
@@ -3680,7 +4360,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_mdm_proto_msgTypes[55]
+	mi := &file_mdm_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3692,7 +4372,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[55]
+	mi := &file_mdm_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3705,7 +4385,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{55}
+	return file_mdm_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -3761,7 +4441,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_mdm_proto_msgTypes[56]
+	mi := &file_mdm_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3773,7 +4453,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[56]
+	mi := &file_mdm_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3786,7 +4466,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{56}
+	return file_mdm_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *EventsRequest) GetAfter() uint64 {
@@ -3887,7 +4567,7 @@ const file_mdm_proto_rawDesc = "" +
 	"\tfault_set\x18\x03 \x01(\tR\bfaultSet\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\tR\aversion\x12\x18\n" +
 	"\acluster\x18\x05 \x01(\fR\acluster\x124\n" +
-	"\adevices\x18\x06 \x03(\v2\x1a.braid.mdm.v1.DeviceReportR\adevices\"\xfb\x02\n" +
+	"\adevices\x18\x06 \x03(\v2\x1a.braid.mdm.v1.DeviceReportR\adevices\"\x9c\x04\n" +
 	"\fDeviceReport\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\fR\x04uuid\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
@@ -3899,10 +4579,44 @@ const file_mdm_proto_rawDesc = "" +
 	"\avolumes\x18\b \x03(\v2'.braid.mdm.v1.DeviceReport.VolumesEntryR\avolumes\x12\x14\n" +
 	"\x05freed\x18\t \x03(\x04R\x05freed\x12'\n" +
 	"\x0fadopted_version\x18\n" +
-	" \x01(\x04R\x0eadoptedVersion\x1a:\n" +
+	" \x01(\x04R\x0eadoptedVersion\x122\n" +
+	"\x06resync\x18\v \x01(\v2\x1a.braid.mdm.v1.ResyncReportR\x06resync\x12/\n" +
+	"\x05scrub\x18\f \x01(\v2\x19.braid.mdm.v1.ScrubReportR\x05scrub\x12\x1b\n" +
+	"\trot_found\x18\r \x01(\x04R\brotFound\x12\x1d\n" +
+	"\n" +
+	"rot_mended\x18\x0e \x01(\x04R\trotMended\x1a:\n" +
 	"\fVolumesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x04R\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xa1\x01\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xc6\x01\n" +
+	"\fResyncReport\x12\x16\n" +
+	"\x06groups\x18\x01 \x01(\rR\x06groups\x12\x1a\n" +
+	"\bcompared\x18\x02 \x01(\rR\bcompared\x12\x1f\n" +
+	"\vchunks_left\x18\x03 \x01(\x04R\n" +
+	"chunksLeft\x12!\n" +
+	"\fbytes_copied\x18\x04 \x01(\x04R\vbytesCopied\x12(\n" +
+	"\x10bytes_per_second\x18\x05 \x01(\x04R\x0ebytesPerSecond\x12\x14\n" +
+	"\x05stuck\x18\x06 \x01(\tR\x05stuck\"\x8f\x02\n" +
+	"\vScrubReport\x12\x10\n" +
+	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1d\n" +
+	"\n" +
+	"bytes_done\x18\x03 \x01(\x04R\tbytesDone\x12\x1f\n" +
+	"\vbytes_total\x18\x04 \x01(\x04R\n" +
+	"bytesTotal\x12\x1d\n" +
+	"\n" +
+	"started_ms\x18\x05 \x01(\x03R\tstartedMs\x12\x19\n" +
+	"\bended_ms\x18\x06 \x01(\x03R\aendedMs\x12\x16\n" +
+	"\x06rotten\x18\a \x01(\x04R\x06rotten\x12\x16\n" +
+	"\x06mended\x18\b \x01(\x04R\x06mended\x12\x1a\n" +
+	"\bunmended\x18\t \x01(\x04R\bunmended\x12\x12\n" +
+	"\x04rate\x18\n" +
+	" \x01(\x04R\x04rate\"Z\n" +
+	"\n" +
+	"ScrubOrder\x12\x12\n" +
+	"\x04uuid\x18\x01 \x01(\fR\x04uuid\x12\x10\n" +
+	"\x03run\x18\x02 \x01(\x04R\x03run\x12\x12\n" +
+	"\x04rate\x18\x03 \x01(\x04R\x04rate\x12\x12\n" +
+	"\x04stop\x18\x04 \x01(\bR\x04stop\"\xa1\x01\n" +
 	"\x16RegisterServerResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x19\n" +
 	"\blease_id\x18\x02 \x01(\x04R\aleaseId\x12\x19\n" +
@@ -3913,9 +4627,10 @@ const file_mdm_proto_rawDesc = "" +
 	"\x12RenewServerRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
 	"\blease_id\x18\x02 \x01(\x04R\aleaseId\x124\n" +
-	"\adevices\x18\x03 \x03(\v2\x1a.braid.mdm.v1.DeviceReportR\adevices\"+\n" +
+	"\adevices\x18\x03 \x03(\v2\x1a.braid.mdm.v1.DeviceReportR\adevices\"]\n" +
 	"\x13RenewServerResponse\x12\x14\n" +
-	"\x05known\x18\x01 \x01(\bR\x05known\"N\n" +
+	"\x05known\x18\x01 \x01(\bR\x05known\x120\n" +
+	"\x06scrubs\x18\x02 \x03(\v2\x18.braid.mdm.v1.ScrubOrderR\x06scrubs\"N\n" +
 	"\x0fWatchMapRequest\x12!\n" +
 	"\fhave_version\x18\x01 \x01(\x04R\vhaveVersion\x12\x18\n" +
 	"\avolumes\x18\x02 \x03(\x04R\avolumes\"\xd6\x01\n" +
@@ -4038,7 +4753,7 @@ const file_mdm_proto_rawDesc = "" +
 	"\x12JoinInSyncResponse\x12\x18\n" +
 	"\arefused\x18\x01 \x03(\rR\arefused\x12\x14\n" +
 	"\x05later\x18\x02 \x03(\rR\x05later\"\x0f\n" +
-	"\rStatusRequest\"\xe3\x03\n" +
+	"\rStatusRequest\"\xcf\x04\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x16\n" +
 	"\x06health\x18\x02 \x01(\tR\x06health\x12\x18\n" +
@@ -4060,7 +4775,18 @@ const file_mdm_proto_rawDesc = "" +
 	"\amembers\x18\x0e \x03(\tR\amembers\x12\x10\n" +
 	"\x03pgs\x18\x0f \x01(\rR\x03pgs\x12!\n" +
 	"\fpgs_degraded\x18\x10 \x01(\rR\vpgsDegraded\x12%\n" +
-	"\x0epgs_rebuilding\x18\x11 \x01(\rR\rpgsRebuilding\"\x14\n" +
+	"\x0epgs_rebuilding\x18\x11 \x01(\rR\rpgsRebuilding\x124\n" +
+	"\texposures\x18\x12 \x03(\v2\x16.braid.mdm.v1.ExposureR\texposures\x124\n" +
+	"\aresyncs\x18\x13 \x03(\v2\x1a.braid.mdm.v1.DeviceResyncR\aresyncs\"m\n" +
+	"\bExposure\x12\x16\n" +
+	"\x06copies\x18\x01 \x01(\rR\x06copies\x12\x16\n" +
+	"\x06wanted\x18\x02 \x01(\rR\x06wanted\x12\x16\n" +
+	"\x06groups\x18\x03 \x01(\rR\x06groups\x12\x19\n" +
+	"\bsince_ms\x18\x04 \x01(\x03R\asinceMs\"n\n" +
+	"\fDeviceResync\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\rR\x06device\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x122\n" +
+	"\x06report\x18\x03 \x01(\v2\x1a.braid.mdm.v1.ResyncReportR\x06report\"\x14\n" +
 	"\x12ListServersRequest\"E\n" +
 	"\x13ListServersResponse\x12.\n" +
 	"\aservers\x18\x01 \x03(\v2\x14.braid.mdm.v1.ServerR\aservers\"\x14\n" +
@@ -4110,7 +4836,22 @@ const file_mdm_proto_rawDesc = "" +
 	"\x0fMaintainRequest\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n" +
 	"\x05enter\x18\x02 \x01(\bR\x05enter\"\x12\n" +
-	"\x10MaintainResponse\"\x8b\x01\n" +
+	"\x10MaintainResponse\"P\n" +
+	"\fScrubRequest\x12\x18\n" +
+	"\adevices\x18\x01 \x03(\rR\adevices\x12\x12\n" +
+	"\x04rate\x18\x02 \x01(\x04R\x04rate\x12\x12\n" +
+	"\x04stop\x18\x03 \x01(\bR\x04stop\"\x14\n" +
+	"\x12ScrubStatusRequest\"J\n" +
+	"\x13ScrubStatusResponse\x123\n" +
+	"\adevices\x18\x01 \x03(\v2\x19.braid.mdm.v1.DeviceScrubR\adevices\"\xc2\x01\n" +
+	"\vDeviceScrub\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\rR\x06device\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
+	"\awaiting\x18\x03 \x01(\bR\awaiting\x121\n" +
+	"\x06report\x18\x04 \x01(\v2\x19.braid.mdm.v1.ScrubReportR\x06report\x12\x1b\n" +
+	"\trot_found\x18\x05 \x01(\x04R\brotFound\x12\x1d\n" +
+	"\n" +
+	"rot_mended\x18\x06 \x01(\x04R\trotMended\"\x8b\x01\n" +
 	"\x05Event\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x12\n" +
 	"\x04time\x18\x02 \x01(\tR\x04time\x12\x1a\n" +
@@ -4121,7 +4862,7 @@ const file_mdm_proto_rawDesc = "" +
 	"\rEventsRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x14\n" +
-	"\x05limit\x18\x03 \x01(\rR\x05limit2\xd8\x0e\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit2\xf4\x0f\n" +
 	"\x03Mdm\x12[\n" +
 	"\x0eRegisterServer\x12#.braid.mdm.v1.RegisterServerRequest\x1a$.braid.mdm.v1.RegisterServerResponse\x12R\n" +
 	"\vRenewServer\x12 .braid.mdm.v1.RenewServerRequest\x1a!.braid.mdm.v1.RenewServerResponse\x12C\n" +
@@ -4146,7 +4887,9 @@ const file_mdm_proto_rawDesc = "" +
 	"\bEvacuate\x12\x1d.braid.mdm.v1.EvacuateRequest\x1a\x16.braid.mdm.v1.MovePlan\x12@\n" +
 	"\x05Moves\x12\x1a.braid.mdm.v1.MovesRequest\x1a\x1b.braid.mdm.v1.MovesResponse\x12F\n" +
 	"\bSetMoves\x12\x1d.braid.mdm.v1.SetMovesRequest\x1a\x1b.braid.mdm.v1.MovesResponse\x12I\n" +
-	"\bMaintain\x12\x1d.braid.mdm.v1.MaintainRequest\x1a\x1e.braid.mdm.v1.MaintainResponse\x12<\n" +
+	"\bMaintain\x12\x1d.braid.mdm.v1.MaintainRequest\x1a\x1e.braid.mdm.v1.MaintainResponse\x12F\n" +
+	"\x05Scrub\x12\x1a.braid.mdm.v1.ScrubRequest\x1a!.braid.mdm.v1.ScrubStatusResponse\x12R\n" +
+	"\vScrubStatus\x12 .braid.mdm.v1.ScrubStatusRequest\x1a!.braid.mdm.v1.ScrubStatusResponse\x12<\n" +
 	"\x06Events\x12\x1b.braid.mdm.v1.EventsRequest\x1a\x13.braid.mdm.v1.Event0\x01B\x11Z\x0fbraid/mdm/pb;pbb\x06proto3"
 
 var (
@@ -4161,7 +4904,7 @@ func file_mdm_proto_rawDescGZIP() []byte {
 	return file_mdm_proto_rawDescData
 }
 
-var file_mdm_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_mdm_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
 var file_mdm_proto_goTypes = []any{
 	(*Device)(nil),                 // 0: braid.mdm.v1.Device
 	(*PGSet)(nil),                  // 1: braid.mdm.v1.PGSet
@@ -4171,56 +4914,65 @@ var file_mdm_proto_goTypes = []any{
 	(*MapDelta)(nil),               // 5: braid.mdm.v1.MapDelta
 	(*RegisterServerRequest)(nil),  // 6: braid.mdm.v1.RegisterServerRequest
 	(*DeviceReport)(nil),           // 7: braid.mdm.v1.DeviceReport
-	(*RegisterServerResponse)(nil), // 8: braid.mdm.v1.RegisterServerResponse
-	(*RenewServerRequest)(nil),     // 9: braid.mdm.v1.RenewServerRequest
-	(*RenewServerResponse)(nil),    // 10: braid.mdm.v1.RenewServerResponse
-	(*WatchMapRequest)(nil),        // 11: braid.mdm.v1.WatchMapRequest
-	(*CreateVolumeRequest)(nil),    // 12: braid.mdm.v1.CreateVolumeRequest
-	(*VolumeResponse)(nil),         // 13: braid.mdm.v1.VolumeResponse
-	(*ListVolumesRequest)(nil),     // 14: braid.mdm.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),    // 15: braid.mdm.v1.ListVolumesResponse
-	(*ResizeVolumeRequest)(nil),    // 16: braid.mdm.v1.ResizeVolumeRequest
-	(*DeleteVolumeRequest)(nil),    // 17: braid.mdm.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),   // 18: braid.mdm.v1.DeleteVolumeResponse
-	(*AttachRequest)(nil),          // 19: braid.mdm.v1.AttachRequest
-	(*AttachResponse)(nil),         // 20: braid.mdm.v1.AttachResponse
-	(*DeviceIncarnation)(nil),      // 21: braid.mdm.v1.DeviceIncarnation
-	(*BrokenCopy)(nil),             // 22: braid.mdm.v1.BrokenCopy
-	(*DetachRequest)(nil),          // 23: braid.mdm.v1.DetachRequest
-	(*DetachResponse)(nil),         // 24: braid.mdm.v1.DetachResponse
-	(*RenewSessionRequest)(nil),    // 25: braid.mdm.v1.RenewSessionRequest
-	(*SessionState)(nil),           // 26: braid.mdm.v1.SessionState
-	(*RenewSessionResponse)(nil),   // 27: braid.mdm.v1.RenewSessionResponse
-	(*DropReplicaRequest)(nil),     // 28: braid.mdm.v1.DropReplicaRequest
-	(*DropReplicaResponse)(nil),    // 29: braid.mdm.v1.DropReplicaResponse
-	(*ReportDeviceRequest)(nil),    // 30: braid.mdm.v1.ReportDeviceRequest
-	(*ReportDeviceResponse)(nil),   // 31: braid.mdm.v1.ReportDeviceResponse
-	(*ResyncReadyRequest)(nil),     // 32: braid.mdm.v1.ResyncReadyRequest
-	(*ReadyGroup)(nil),             // 33: braid.mdm.v1.ReadyGroup
-	(*ResyncReadyResponse)(nil),    // 34: braid.mdm.v1.ResyncReadyResponse
-	(*JoinInSyncRequest)(nil),      // 35: braid.mdm.v1.JoinInSyncRequest
-	(*JoinGroup)(nil),              // 36: braid.mdm.v1.JoinGroup
-	(*JoinInSyncResponse)(nil),     // 37: braid.mdm.v1.JoinInSyncResponse
-	(*StatusRequest)(nil),          // 38: braid.mdm.v1.StatusRequest
-	(*StatusResponse)(nil),         // 39: braid.mdm.v1.StatusResponse
-	(*ListServersRequest)(nil),     // 40: braid.mdm.v1.ListServersRequest
-	(*ListServersResponse)(nil),    // 41: braid.mdm.v1.ListServersResponse
-	(*ListDevicesRequest)(nil),     // 42: braid.mdm.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),    // 43: braid.mdm.v1.ListDevicesResponse
-	(*RemoveDeviceRequest)(nil),    // 44: braid.mdm.v1.RemoveDeviceRequest
-	(*RemoveDeviceResponse)(nil),   // 45: braid.mdm.v1.RemoveDeviceResponse
-	(*Fill)(nil),                   // 46: braid.mdm.v1.Fill
-	(*MovePlan)(nil),               // 47: braid.mdm.v1.MovePlan
-	(*PlanMovesRequest)(nil),       // 48: braid.mdm.v1.PlanMovesRequest
-	(*EvacuateRequest)(nil),        // 49: braid.mdm.v1.EvacuateRequest
-	(*MovesRequest)(nil),           // 50: braid.mdm.v1.MovesRequest
-	(*MovesResponse)(nil),          // 51: braid.mdm.v1.MovesResponse
-	(*SetMovesRequest)(nil),        // 52: braid.mdm.v1.SetMovesRequest
-	(*MaintainRequest)(nil),        // 53: braid.mdm.v1.MaintainRequest
-	(*MaintainResponse)(nil),       // 54: braid.mdm.v1.MaintainResponse
-	(*Event)(nil),                  // 55: braid.mdm.v1.Event
-	(*EventsRequest)(nil),          // 56: braid.mdm.v1.EventsRequest
-	nil,                            // 57: braid.mdm.v1.DeviceReport.VolumesEntry
+	(*ResyncReport)(nil),           // 8: braid.mdm.v1.ResyncReport
+	(*ScrubReport)(nil),            // 9: braid.mdm.v1.ScrubReport
+	(*ScrubOrder)(nil),             // 10: braid.mdm.v1.ScrubOrder
+	(*RegisterServerResponse)(nil), // 11: braid.mdm.v1.RegisterServerResponse
+	(*RenewServerRequest)(nil),     // 12: braid.mdm.v1.RenewServerRequest
+	(*RenewServerResponse)(nil),    // 13: braid.mdm.v1.RenewServerResponse
+	(*WatchMapRequest)(nil),        // 14: braid.mdm.v1.WatchMapRequest
+	(*CreateVolumeRequest)(nil),    // 15: braid.mdm.v1.CreateVolumeRequest
+	(*VolumeResponse)(nil),         // 16: braid.mdm.v1.VolumeResponse
+	(*ListVolumesRequest)(nil),     // 17: braid.mdm.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),    // 18: braid.mdm.v1.ListVolumesResponse
+	(*ResizeVolumeRequest)(nil),    // 19: braid.mdm.v1.ResizeVolumeRequest
+	(*DeleteVolumeRequest)(nil),    // 20: braid.mdm.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),   // 21: braid.mdm.v1.DeleteVolumeResponse
+	(*AttachRequest)(nil),          // 22: braid.mdm.v1.AttachRequest
+	(*AttachResponse)(nil),         // 23: braid.mdm.v1.AttachResponse
+	(*DeviceIncarnation)(nil),      // 24: braid.mdm.v1.DeviceIncarnation
+	(*BrokenCopy)(nil),             // 25: braid.mdm.v1.BrokenCopy
+	(*DetachRequest)(nil),          // 26: braid.mdm.v1.DetachRequest
+	(*DetachResponse)(nil),         // 27: braid.mdm.v1.DetachResponse
+	(*RenewSessionRequest)(nil),    // 28: braid.mdm.v1.RenewSessionRequest
+	(*SessionState)(nil),           // 29: braid.mdm.v1.SessionState
+	(*RenewSessionResponse)(nil),   // 30: braid.mdm.v1.RenewSessionResponse
+	(*DropReplicaRequest)(nil),     // 31: braid.mdm.v1.DropReplicaRequest
+	(*DropReplicaResponse)(nil),    // 32: braid.mdm.v1.DropReplicaResponse
+	(*ReportDeviceRequest)(nil),    // 33: braid.mdm.v1.ReportDeviceRequest
+	(*ReportDeviceResponse)(nil),   // 34: braid.mdm.v1.ReportDeviceResponse
+	(*ResyncReadyRequest)(nil),     // 35: braid.mdm.v1.ResyncReadyRequest
+	(*ReadyGroup)(nil),             // 36: braid.mdm.v1.ReadyGroup
+	(*ResyncReadyResponse)(nil),    // 37: braid.mdm.v1.ResyncReadyResponse
+	(*JoinInSyncRequest)(nil),      // 38: braid.mdm.v1.JoinInSyncRequest
+	(*JoinGroup)(nil),              // 39: braid.mdm.v1.JoinGroup
+	(*JoinInSyncResponse)(nil),     // 40: braid.mdm.v1.JoinInSyncResponse
+	(*StatusRequest)(nil),          // 41: braid.mdm.v1.StatusRequest
+	(*StatusResponse)(nil),         // 42: braid.mdm.v1.StatusResponse
+	(*Exposure)(nil),               // 43: braid.mdm.v1.Exposure
+	(*DeviceResync)(nil),           // 44: braid.mdm.v1.DeviceResync
+	(*ListServersRequest)(nil),     // 45: braid.mdm.v1.ListServersRequest
+	(*ListServersResponse)(nil),    // 46: braid.mdm.v1.ListServersResponse
+	(*ListDevicesRequest)(nil),     // 47: braid.mdm.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),    // 48: braid.mdm.v1.ListDevicesResponse
+	(*RemoveDeviceRequest)(nil),    // 49: braid.mdm.v1.RemoveDeviceRequest
+	(*RemoveDeviceResponse)(nil),   // 50: braid.mdm.v1.RemoveDeviceResponse
+	(*Fill)(nil),                   // 51: braid.mdm.v1.Fill
+	(*MovePlan)(nil),               // 52: braid.mdm.v1.MovePlan
+	(*PlanMovesRequest)(nil),       // 53: braid.mdm.v1.PlanMovesRequest
+	(*EvacuateRequest)(nil),        // 54: braid.mdm.v1.EvacuateRequest
+	(*MovesRequest)(nil),           // 55: braid.mdm.v1.MovesRequest
+	(*MovesResponse)(nil),          // 56: braid.mdm.v1.MovesResponse
+	(*SetMovesRequest)(nil),        // 57: braid.mdm.v1.SetMovesRequest
+	(*MaintainRequest)(nil),        // 58: braid.mdm.v1.MaintainRequest
+	(*MaintainResponse)(nil),       // 59: braid.mdm.v1.MaintainResponse
+	(*ScrubRequest)(nil),           // 60: braid.mdm.v1.ScrubRequest
+	(*ScrubStatusRequest)(nil),     // 61: braid.mdm.v1.ScrubStatusRequest
+	(*ScrubStatusResponse)(nil),    // 62: braid.mdm.v1.ScrubStatusResponse
+	(*DeviceScrub)(nil),            // 63: braid.mdm.v1.DeviceScrub
+	(*Event)(nil),                  // 64: braid.mdm.v1.Event
+	(*EventsRequest)(nil),          // 65: braid.mdm.v1.EventsRequest
+	nil,                            // 66: braid.mdm.v1.DeviceReport.VolumesEntry
 }
 var file_mdm_proto_depIdxs = []int32{
 	0,  // 0: braid.mdm.v1.MapDelta.devices:type_name -> braid.mdm.v1.Device
@@ -4228,74 +4980,86 @@ var file_mdm_proto_depIdxs = []int32{
 	2,  // 2: braid.mdm.v1.MapDelta.pgs:type_name -> braid.mdm.v1.PG
 	3,  // 3: braid.mdm.v1.MapDelta.volumes:type_name -> braid.mdm.v1.Volume
 	7,  // 4: braid.mdm.v1.RegisterServerRequest.devices:type_name -> braid.mdm.v1.DeviceReport
-	57, // 5: braid.mdm.v1.DeviceReport.volumes:type_name -> braid.mdm.v1.DeviceReport.VolumesEntry
-	7,  // 6: braid.mdm.v1.RenewServerRequest.devices:type_name -> braid.mdm.v1.DeviceReport
-	3,  // 7: braid.mdm.v1.VolumeResponse.volume:type_name -> braid.mdm.v1.Volume
-	3,  // 8: braid.mdm.v1.ListVolumesResponse.volumes:type_name -> braid.mdm.v1.Volume
-	3,  // 9: braid.mdm.v1.AttachResponse.volume:type_name -> braid.mdm.v1.Volume
-	5,  // 10: braid.mdm.v1.AttachResponse.map:type_name -> braid.mdm.v1.MapDelta
-	21, // 11: braid.mdm.v1.AttachResponse.previous:type_name -> braid.mdm.v1.DeviceIncarnation
-	22, // 12: braid.mdm.v1.AttachResponse.broken:type_name -> braid.mdm.v1.BrokenCopy
-	26, // 13: braid.mdm.v1.RenewSessionRequest.sessions:type_name -> braid.mdm.v1.SessionState
-	21, // 14: braid.mdm.v1.ReadyGroup.sources:type_name -> braid.mdm.v1.DeviceIncarnation
-	33, // 15: braid.mdm.v1.ResyncReadyResponse.groups:type_name -> braid.mdm.v1.ReadyGroup
-	36, // 16: braid.mdm.v1.JoinInSyncRequest.groups:type_name -> braid.mdm.v1.JoinGroup
-	4,  // 17: braid.mdm.v1.ListServersResponse.servers:type_name -> braid.mdm.v1.Server
-	0,  // 18: braid.mdm.v1.ListDevicesResponse.devices:type_name -> braid.mdm.v1.Device
-	46, // 19: braid.mdm.v1.MovePlan.fill:type_name -> braid.mdm.v1.Fill
-	6,  // 20: braid.mdm.v1.Mdm.RegisterServer:input_type -> braid.mdm.v1.RegisterServerRequest
-	9,  // 21: braid.mdm.v1.Mdm.RenewServer:input_type -> braid.mdm.v1.RenewServerRequest
-	11, // 22: braid.mdm.v1.Mdm.WatchMap:input_type -> braid.mdm.v1.WatchMapRequest
-	12, // 23: braid.mdm.v1.Mdm.CreateVolume:input_type -> braid.mdm.v1.CreateVolumeRequest
-	14, // 24: braid.mdm.v1.Mdm.ListVolumes:input_type -> braid.mdm.v1.ListVolumesRequest
-	16, // 25: braid.mdm.v1.Mdm.ResizeVolume:input_type -> braid.mdm.v1.ResizeVolumeRequest
-	17, // 26: braid.mdm.v1.Mdm.DeleteVolume:input_type -> braid.mdm.v1.DeleteVolumeRequest
-	19, // 27: braid.mdm.v1.Mdm.Attach:input_type -> braid.mdm.v1.AttachRequest
-	23, // 28: braid.mdm.v1.Mdm.Detach:input_type -> braid.mdm.v1.DetachRequest
-	25, // 29: braid.mdm.v1.Mdm.RenewSession:input_type -> braid.mdm.v1.RenewSessionRequest
-	28, // 30: braid.mdm.v1.Mdm.DropReplica:input_type -> braid.mdm.v1.DropReplicaRequest
-	30, // 31: braid.mdm.v1.Mdm.ReportDevice:input_type -> braid.mdm.v1.ReportDeviceRequest
-	32, // 32: braid.mdm.v1.Mdm.ResyncReady:input_type -> braid.mdm.v1.ResyncReadyRequest
-	35, // 33: braid.mdm.v1.Mdm.JoinInSync:input_type -> braid.mdm.v1.JoinInSyncRequest
-	38, // 34: braid.mdm.v1.Mdm.Status:input_type -> braid.mdm.v1.StatusRequest
-	40, // 35: braid.mdm.v1.Mdm.ListServers:input_type -> braid.mdm.v1.ListServersRequest
-	42, // 36: braid.mdm.v1.Mdm.ListDevices:input_type -> braid.mdm.v1.ListDevicesRequest
-	44, // 37: braid.mdm.v1.Mdm.RemoveDevice:input_type -> braid.mdm.v1.RemoveDeviceRequest
-	48, // 38: braid.mdm.v1.Mdm.PlanMoves:input_type -> braid.mdm.v1.PlanMovesRequest
-	49, // 39: braid.mdm.v1.Mdm.Evacuate:input_type -> braid.mdm.v1.EvacuateRequest
-	50, // 40: braid.mdm.v1.Mdm.Moves:input_type -> braid.mdm.v1.MovesRequest
-	52, // 41: braid.mdm.v1.Mdm.SetMoves:input_type -> braid.mdm.v1.SetMovesRequest
-	53, // 42: braid.mdm.v1.Mdm.Maintain:input_type -> braid.mdm.v1.MaintainRequest
-	56, // 43: braid.mdm.v1.Mdm.Events:input_type -> braid.mdm.v1.EventsRequest
-	8,  // 44: braid.mdm.v1.Mdm.RegisterServer:output_type -> braid.mdm.v1.RegisterServerResponse
-	10, // 45: braid.mdm.v1.Mdm.RenewServer:output_type -> braid.mdm.v1.RenewServerResponse
-	5,  // 46: braid.mdm.v1.Mdm.WatchMap:output_type -> braid.mdm.v1.MapDelta
-	13, // 47: braid.mdm.v1.Mdm.CreateVolume:output_type -> braid.mdm.v1.VolumeResponse
-	15, // 48: braid.mdm.v1.Mdm.ListVolumes:output_type -> braid.mdm.v1.ListVolumesResponse
-	13, // 49: braid.mdm.v1.Mdm.ResizeVolume:output_type -> braid.mdm.v1.VolumeResponse
-	18, // 50: braid.mdm.v1.Mdm.DeleteVolume:output_type -> braid.mdm.v1.DeleteVolumeResponse
-	20, // 51: braid.mdm.v1.Mdm.Attach:output_type -> braid.mdm.v1.AttachResponse
-	24, // 52: braid.mdm.v1.Mdm.Detach:output_type -> braid.mdm.v1.DetachResponse
-	27, // 53: braid.mdm.v1.Mdm.RenewSession:output_type -> braid.mdm.v1.RenewSessionResponse
-	29, // 54: braid.mdm.v1.Mdm.DropReplica:output_type -> braid.mdm.v1.DropReplicaResponse
-	31, // 55: braid.mdm.v1.Mdm.ReportDevice:output_type -> braid.mdm.v1.ReportDeviceResponse
-	34, // 56: braid.mdm.v1.Mdm.ResyncReady:output_type -> braid.mdm.v1.ResyncReadyResponse
-	37, // 57: braid.mdm.v1.Mdm.JoinInSync:output_type -> braid.mdm.v1.JoinInSyncResponse
-	39, // 58: braid.mdm.v1.Mdm.Status:output_type -> braid.mdm.v1.StatusResponse
-	41, // 59: braid.mdm.v1.Mdm.ListServers:output_type -> braid.mdm.v1.ListServersResponse
-	43, // 60: braid.mdm.v1.Mdm.ListDevices:output_type -> braid.mdm.v1.ListDevicesResponse
-	45, // 61: braid.mdm.v1.Mdm.RemoveDevice:output_type -> braid.mdm.v1.RemoveDeviceResponse
-	47, // 62: braid.mdm.v1.Mdm.PlanMoves:output_type -> braid.mdm.v1.MovePlan
-	47, // 63: braid.mdm.v1.Mdm.Evacuate:output_type -> braid.mdm.v1.MovePlan
-	51, // 64: braid.mdm.v1.Mdm.Moves:output_type -> braid.mdm.v1.MovesResponse
-	51, // 65: braid.mdm.v1.Mdm.SetMoves:output_type -> braid.mdm.v1.MovesResponse
-	54, // 66: braid.mdm.v1.Mdm.Maintain:output_type -> braid.mdm.v1.MaintainResponse
-	55, // 67: braid.mdm.v1.Mdm.Events:output_type -> braid.mdm.v1.Event
-	44, // [44:68] is the sub-list for method output_type
-	20, // [20:44] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	66, // 5: braid.mdm.v1.DeviceReport.volumes:type_name -> braid.mdm.v1.DeviceReport.VolumesEntry
+	8,  // 6: braid.mdm.v1.DeviceReport.resync:type_name -> braid.mdm.v1.ResyncReport
+	9,  // 7: braid.mdm.v1.DeviceReport.scrub:type_name -> braid.mdm.v1.ScrubReport
+	7,  // 8: braid.mdm.v1.RenewServerRequest.devices:type_name -> braid.mdm.v1.DeviceReport
+	10, // 9: braid.mdm.v1.RenewServerResponse.scrubs:type_name -> braid.mdm.v1.ScrubOrder
+	3,  // 10: braid.mdm.v1.VolumeResponse.volume:type_name -> braid.mdm.v1.Volume
+	3,  // 11: braid.mdm.v1.ListVolumesResponse.volumes:type_name -> braid.mdm.v1.Volume
+	3,  // 12: braid.mdm.v1.AttachResponse.volume:type_name -> braid.mdm.v1.Volume
+	5,  // 13: braid.mdm.v1.AttachResponse.map:type_name -> braid.mdm.v1.MapDelta
+	24, // 14: braid.mdm.v1.AttachResponse.previous:type_name -> braid.mdm.v1.DeviceIncarnation
+	25, // 15: braid.mdm.v1.AttachResponse.broken:type_name -> braid.mdm.v1.BrokenCopy
+	29, // 16: braid.mdm.v1.RenewSessionRequest.sessions:type_name -> braid.mdm.v1.SessionState
+	24, // 17: braid.mdm.v1.ReadyGroup.sources:type_name -> braid.mdm.v1.DeviceIncarnation
+	36, // 18: braid.mdm.v1.ResyncReadyResponse.groups:type_name -> braid.mdm.v1.ReadyGroup
+	39, // 19: braid.mdm.v1.JoinInSyncRequest.groups:type_name -> braid.mdm.v1.JoinGroup
+	43, // 20: braid.mdm.v1.StatusResponse.exposures:type_name -> braid.mdm.v1.Exposure
+	44, // 21: braid.mdm.v1.StatusResponse.resyncs:type_name -> braid.mdm.v1.DeviceResync
+	8,  // 22: braid.mdm.v1.DeviceResync.report:type_name -> braid.mdm.v1.ResyncReport
+	4,  // 23: braid.mdm.v1.ListServersResponse.servers:type_name -> braid.mdm.v1.Server
+	0,  // 24: braid.mdm.v1.ListDevicesResponse.devices:type_name -> braid.mdm.v1.Device
+	51, // 25: braid.mdm.v1.MovePlan.fill:type_name -> braid.mdm.v1.Fill
+	63, // 26: braid.mdm.v1.ScrubStatusResponse.devices:type_name -> braid.mdm.v1.DeviceScrub
+	9,  // 27: braid.mdm.v1.DeviceScrub.report:type_name -> braid.mdm.v1.ScrubReport
+	6,  // 28: braid.mdm.v1.Mdm.RegisterServer:input_type -> braid.mdm.v1.RegisterServerRequest
+	12, // 29: braid.mdm.v1.Mdm.RenewServer:input_type -> braid.mdm.v1.RenewServerRequest
+	14, // 30: braid.mdm.v1.Mdm.WatchMap:input_type -> braid.mdm.v1.WatchMapRequest
+	15, // 31: braid.mdm.v1.Mdm.CreateVolume:input_type -> braid.mdm.v1.CreateVolumeRequest
+	17, // 32: braid.mdm.v1.Mdm.ListVolumes:input_type -> braid.mdm.v1.ListVolumesRequest
+	19, // 33: braid.mdm.v1.Mdm.ResizeVolume:input_type -> braid.mdm.v1.ResizeVolumeRequest
+	20, // 34: braid.mdm.v1.Mdm.DeleteVolume:input_type -> braid.mdm.v1.DeleteVolumeRequest
+	22, // 35: braid.mdm.v1.Mdm.Attach:input_type -> braid.mdm.v1.AttachRequest
+	26, // 36: braid.mdm.v1.Mdm.Detach:input_type -> braid.mdm.v1.DetachRequest
+	28, // 37: braid.mdm.v1.Mdm.RenewSession:input_type -> braid.mdm.v1.RenewSessionRequest
+	31, // 38: braid.mdm.v1.Mdm.DropReplica:input_type -> braid.mdm.v1.DropReplicaRequest
+	33, // 39: braid.mdm.v1.Mdm.ReportDevice:input_type -> braid.mdm.v1.ReportDeviceRequest
+	35, // 40: braid.mdm.v1.Mdm.ResyncReady:input_type -> braid.mdm.v1.ResyncReadyRequest
+	38, // 41: braid.mdm.v1.Mdm.JoinInSync:input_type -> braid.mdm.v1.JoinInSyncRequest
+	41, // 42: braid.mdm.v1.Mdm.Status:input_type -> braid.mdm.v1.StatusRequest
+	45, // 43: braid.mdm.v1.Mdm.ListServers:input_type -> braid.mdm.v1.ListServersRequest
+	47, // 44: braid.mdm.v1.Mdm.ListDevices:input_type -> braid.mdm.v1.ListDevicesRequest
+	49, // 45: braid.mdm.v1.Mdm.RemoveDevice:input_type -> braid.mdm.v1.RemoveDeviceRequest
+	53, // 46: braid.mdm.v1.Mdm.PlanMoves:input_type -> braid.mdm.v1.PlanMovesRequest
+	54, // 47: braid.mdm.v1.Mdm.Evacuate:input_type -> braid.mdm.v1.EvacuateRequest
+	55, // 48: braid.mdm.v1.Mdm.Moves:input_type -> braid.mdm.v1.MovesRequest
+	57, // 49: braid.mdm.v1.Mdm.SetMoves:input_type -> braid.mdm.v1.SetMovesRequest
+	58, // 50: braid.mdm.v1.Mdm.Maintain:input_type -> braid.mdm.v1.MaintainRequest
+	60, // 51: braid.mdm.v1.Mdm.Scrub:input_type -> braid.mdm.v1.ScrubRequest
+	61, // 52: braid.mdm.v1.Mdm.ScrubStatus:input_type -> braid.mdm.v1.ScrubStatusRequest
+	65, // 53: braid.mdm.v1.Mdm.Events:input_type -> braid.mdm.v1.EventsRequest
+	11, // 54: braid.mdm.v1.Mdm.RegisterServer:output_type -> braid.mdm.v1.RegisterServerResponse
+	13, // 55: braid.mdm.v1.Mdm.RenewServer:output_type -> braid.mdm.v1.RenewServerResponse
+	5,  // 56: braid.mdm.v1.Mdm.WatchMap:output_type -> braid.mdm.v1.MapDelta
+	16, // 57: braid.mdm.v1.Mdm.CreateVolume:output_type -> braid.mdm.v1.VolumeResponse
+	18, // 58: braid.mdm.v1.Mdm.ListVolumes:output_type -> braid.mdm.v1.ListVolumesResponse
+	16, // 59: braid.mdm.v1.Mdm.ResizeVolume:output_type -> braid.mdm.v1.VolumeResponse
+	21, // 60: braid.mdm.v1.Mdm.DeleteVolume:output_type -> braid.mdm.v1.DeleteVolumeResponse
+	23, // 61: braid.mdm.v1.Mdm.Attach:output_type -> braid.mdm.v1.AttachResponse
+	27, // 62: braid.mdm.v1.Mdm.Detach:output_type -> braid.mdm.v1.DetachResponse
+	30, // 63: braid.mdm.v1.Mdm.RenewSession:output_type -> braid.mdm.v1.RenewSessionResponse
+	32, // 64: braid.mdm.v1.Mdm.DropReplica:output_type -> braid.mdm.v1.DropReplicaResponse
+	34, // 65: braid.mdm.v1.Mdm.ReportDevice:output_type -> braid.mdm.v1.ReportDeviceResponse
+	37, // 66: braid.mdm.v1.Mdm.ResyncReady:output_type -> braid.mdm.v1.ResyncReadyResponse
+	40, // 67: braid.mdm.v1.Mdm.JoinInSync:output_type -> braid.mdm.v1.JoinInSyncResponse
+	42, // 68: braid.mdm.v1.Mdm.Status:output_type -> braid.mdm.v1.StatusResponse
+	46, // 69: braid.mdm.v1.Mdm.ListServers:output_type -> braid.mdm.v1.ListServersResponse
+	48, // 70: braid.mdm.v1.Mdm.ListDevices:output_type -> braid.mdm.v1.ListDevicesResponse
+	50, // 71: braid.mdm.v1.Mdm.RemoveDevice:output_type -> braid.mdm.v1.RemoveDeviceResponse
+	52, // 72: braid.mdm.v1.Mdm.PlanMoves:output_type -> braid.mdm.v1.MovePlan
+	52, // 73: braid.mdm.v1.Mdm.Evacuate:output_type -> braid.mdm.v1.MovePlan
+	56, // 74: braid.mdm.v1.Mdm.Moves:output_type -> braid.mdm.v1.MovesResponse
+	56, // 75: braid.mdm.v1.Mdm.SetMoves:output_type -> braid.mdm.v1.MovesResponse
+	59, // 76: braid.mdm.v1.Mdm.Maintain:output_type -> braid.mdm.v1.MaintainResponse
+	62, // 77: braid.mdm.v1.Mdm.Scrub:output_type -> braid.mdm.v1.ScrubStatusResponse
+	62, // 78: braid.mdm.v1.Mdm.ScrubStatus:output_type -> braid.mdm.v1.ScrubStatusResponse
+	64, // 79: braid.mdm.v1.Mdm.Events:output_type -> braid.mdm.v1.Event
+	54, // [54:80] is the sub-list for method output_type
+	28, // [28:54] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_mdm_proto_init() }
@@ -4303,14 +5067,14 @@ func file_mdm_proto_init() {
 	if File_mdm_proto != nil {
 		return
 	}
-	file_mdm_proto_msgTypes[52].OneofWrappers = []any{}
+	file_mdm_proto_msgTypes[57].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mdm_proto_rawDesc), len(file_mdm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   58,
+			NumMessages:   67,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

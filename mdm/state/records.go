@@ -185,6 +185,9 @@ type group struct {
 	// were not flushed are gone. 0: never.
 	Lost      int64  `json:"l,omitempty"`
 	LostEpoch uint32 `json:"le,omitempty"` // the same for clients
+	// Short is since when, in Unix milliseconds, the group has had fewer in-sync
+	// copies than it should; 0: it has enough.
+	Short int64 `json:"sh,omitempty"`
 }
 
 // pg is what the map shows.

@@ -138,6 +138,7 @@ func (r *regroup) forget(id cluster.PGID, device cluster.DeviceID) {
 }
 
 func (r *regroup) put(tx *Tx) {
+	r.noteShort(tx.now)
 	for set, groups := range r.changed {
 		tx.putPGs(set, groups)
 	}

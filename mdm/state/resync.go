@@ -179,11 +179,20 @@ func (s *State) JoinInSync(device cluster.DeviceID, inc cluster.Incarnation, gro
 		}
 	}
 	r.put(tx)
-	if joined > 0 {
-		tx.event(Info, "in-sync", deviceName(d), "device %d (%s) is in sync in %d groups more", device,
-			deviceName(d), joined)
+	if joined > 0 && !r.isTarget(device) {
+		tx.event(Info, "in-sync", deviceName(d), "device %d (%s) is in sync in every group that it was brought "+
+			"in sync in", device, deviceName(d))
 	}
 	return tx, refused, later
+}
+
+// isTarget reports whether the device is still the target of some group.
+func (r *regroup) isTarget(device cluster.DeviceID) bool {
+	found := false
+	for _, number := range r.s.used() {
+		r.s.each(number, func(id cluster.PGID, _ *placed) { found = found || r.now(id).Target == device })
+	}
+	return found
 }
 
 // newerGeneration reports whether a volume of the set may have been attached

@@ -202,6 +202,15 @@ func (g *Gate) Confirm(conn ConnID, handle uint32) transport.Status {
 	return status
 }
 
+// Session returns the volume of a session that may make requests.
+func (g *Gate) Session(conn ConnID, handle uint32) (cluster.VolumeID, transport.Status) {
+	s, status := g.find(conn, handle)
+	if status != transport.StatusOK {
+		return 0, status
+	}
+	return s.volume, transport.StatusOK
+}
+
 // raise notes a generation that is durable and drained here.
 func (g *Gate) raise(volume cluster.VolumeID, gen cluster.Generation) {
 	g.gens[volume] = max(g.gens[volume], gen)

@@ -162,6 +162,19 @@ func (c *Core) answer(l int32, h *transport.Header, status transport.Status) {
 	c.locking.answers = append(c.locking.answers, answer{link: l, head: head})
 }
 
+// tellRot tells a device that a range which it sent does not match its checksums
+// (rule 22): it looks for itself, and mends what rotted from another copy. The
+// reader has gone on to one.
+func (c *Core) tellRot(l int32, p *piece) {
+	if c.links[l].state != linkOpen || len(c.locking.answers) >= maxChunkLocks {
+		return
+	}
+	g := &c.groups[p.group]
+	head := transport.Header{Op: transport.OpMend, Session: c.links[l].session, PG: uint32(g.id), Epoch: g.epoch,
+		Chunk: p.chunk, Offset: p.off, Length: p.length}
+	c.locking.answers = append(c.locking.answers, answer{link: l, head: head})
+}
+
 // sendAnswer sends one, when there is a free frame.
 func (c *Core) sendAnswer() bool {
 	if len(c.freeFrames) == 0 {
@@ -175,6 +188,10 @@ func (c *Core) sendAnswer() bool {
 	f := &c.frames[fi]
 	*f = Frame{Header: a.head, uses: f.uses + 1, used: true, ended: true, copy: none, req: none,
 		dev: c.links[a.link].dev, link: a.link, at: c.now}
+	if a.head.Op == transport.OpMend {
+		f.Header.ID = uint64(f.uses)<<32 | uint64(fi) // its reply finds nobody
+		c.stats.Frames[transport.OpMend]++
+	}
 	c.emit(Effect{Kind: Send, Frame: fi, Link: a.link})
 	return true
 }

@@ -481,4 +481,4 @@ func (q *reqQueue) pop() *bio.Request {
 func sumsOf(length uint32) int { return int(length / cluster.BlockSize * 8) }
 
 // Every op that a client sends must fit the counters of Stats.
-var _ = [31 - transport.OpStats]struct{}{}
+var _ = [31 - transport.OpMend]struct{}{}

@@ -69,7 +69,7 @@ func (d *fakeDevice) execute(f *wireFrame) (fakeReply, error) {
 	switch h.Op {
 	case transport.OpRead, transport.OpCopy:
 		return d.read(h), nil
-	case transport.OpConfirm:
+	case transport.OpConfirm, transport.OpMend:
 		return d.reply(h, transport.StatusOK), nil
 	case transport.OpALList:
 		return d.list(h), nil

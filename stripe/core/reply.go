@@ -124,7 +124,7 @@ func (c *Core) deliver(ref, l int32, op transport.Op, h *transport.Header, recei
 	case p.isWrite():
 		c.writeReply(ref, op, h, text)
 	default:
-		c.readReply(ref, h, received, sums)
+		c.readReply(ref, l, h, received, sums)
 	}
 }
 
@@ -307,7 +307,7 @@ func (c *Core) reissue(pi int32) {
 	}
 }
 
-func (c *Core) readReply(ref int32, h *transport.Header, received bool, sums []byte) {
+func (c *Core) readReply(ref, l int32, h *transport.Header, received bool, sums []byte) {
 	cp := &c.copies[ref]
 	pi := ref / MaxCopies
 	p := &c.pieces[pi]
@@ -340,6 +340,7 @@ func (c *Core) readReply(ref int32, h *transport.Header, received bool, sums []b
 	case p.op == transport.OpRead && !verify(p.views, sums):
 		c.stats.BadSums++
 		p.rotten = true
+		c.tellRot(l, p)
 		c.replicaFailed(ref)
 	default:
 		c.readGood(ref)
@@ -360,8 +361,6 @@ func (c *Core) noteHole(p *piece) {
 }
 
 // replicaFailed tries the next replica for a read.
-//
-// Repair's place: bad blocks are to be rewritten from a good copy (rule 22).
 func (c *Core) replicaFailed(ref int32) {
 	p := c.pieceOf(ref)
 	if int(p.tries) < len(p.tried) {

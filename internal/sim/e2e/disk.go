@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bytes"
 	"errors"
 	"maps"
 	"math/rand/v2"
@@ -96,6 +97,35 @@ func (d *Disk) Flushes() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.flushes
+}
+
+// Spoil changes a bit in each sector that holds these bytes, as rot does, and
+// returns how many there were.
+func (d *Disk) Spoil(data []byte) (count int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i, s := range d.current {
+		if bytes.Equal(s, data) {
+			s = bytes.Clone(s)
+			s[100] ^= 4
+			d.current[i] = s
+			delete(d.durable, i)
+			count++
+		}
+	}
+	return count
+}
+
+// Count returns how many sectors hold these bytes.
+func (d *Disk) Count(data []byte) (count int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, s := range d.current {
+		if bytes.Equal(s, data) {
+			count++
+		}
+	}
+	return count
 }
 
 // die stops the disk for whoever uses it now and returns what the next process

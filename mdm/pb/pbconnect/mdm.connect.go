@@ -84,6 +84,10 @@ const (
 	MdmSetMovesProcedure = "/braid.mdm.v1.Mdm/SetMoves"
 	// MdmMaintainProcedure is the fully-qualified name of the Mdm's Maintain RPC.
 	MdmMaintainProcedure = "/braid.mdm.v1.Mdm/Maintain"
+	// MdmScrubProcedure is the fully-qualified name of the Mdm's Scrub RPC.
+	MdmScrubProcedure = "/braid.mdm.v1.Mdm/Scrub"
+	// MdmScrubStatusProcedure is the fully-qualified name of the Mdm's ScrubStatus RPC.
+	MdmScrubStatusProcedure = "/braid.mdm.v1.Mdm/ScrubStatus"
 	// MdmEventsProcedure is the fully-qualified name of the Mdm's Events RPC.
 	MdmEventsProcedure = "/braid.mdm.v1.Mdm/Events"
 )
@@ -113,6 +117,8 @@ type MdmClient interface {
 	Moves(context.Context, *connect.Request[pb.MovesRequest]) (*connect.Response[pb.MovesResponse], error)
 	SetMoves(context.Context, *connect.Request[pb.SetMovesRequest]) (*connect.Response[pb.MovesResponse], error)
 	Maintain(context.Context, *connect.Request[pb.MaintainRequest]) (*connect.Response[pb.MaintainResponse], error)
+	Scrub(context.Context, *connect.Request[pb.ScrubRequest]) (*connect.Response[pb.ScrubStatusResponse], error)
+	ScrubStatus(context.Context, *connect.Request[pb.ScrubStatusRequest]) (*connect.Response[pb.ScrubStatusResponse], error)
 	Events(context.Context, *connect.Request[pb.EventsRequest]) (*connect.ServerStreamForClient[pb.Event], error)
 }
 
@@ -265,6 +271,18 @@ func NewMdmClient(httpClient connect.HTTPClient, baseURL string, opts ...connect
 			connect.WithSchema(mdmMethods.ByName("Maintain")),
 			connect.WithClientOptions(opts...),
 		),
+		scrub: connect.NewClient[pb.ScrubRequest, pb.ScrubStatusResponse](
+			httpClient,
+			baseURL+MdmScrubProcedure,
+			connect.WithSchema(mdmMethods.ByName("Scrub")),
+			connect.WithClientOptions(opts...),
+		),
+		scrubStatus: connect.NewClient[pb.ScrubStatusRequest, pb.ScrubStatusResponse](
+			httpClient,
+			baseURL+MdmScrubStatusProcedure,
+			connect.WithSchema(mdmMethods.ByName("ScrubStatus")),
+			connect.WithClientOptions(opts...),
+		),
 		events: connect.NewClient[pb.EventsRequest, pb.Event](
 			httpClient,
 			baseURL+MdmEventsProcedure,
@@ -299,6 +317,8 @@ type mdmClient struct {
 	moves          *connect.Client[pb.MovesRequest, pb.MovesResponse]
 	setMoves       *connect.Client[pb.SetMovesRequest, pb.MovesResponse]
 	maintain       *connect.Client[pb.MaintainRequest, pb.MaintainResponse]
+	scrub          *connect.Client[pb.ScrubRequest, pb.ScrubStatusResponse]
+	scrubStatus    *connect.Client[pb.ScrubStatusRequest, pb.ScrubStatusResponse]
 	events         *connect.Client[pb.EventsRequest, pb.Event]
 }
 
@@ -417,6 +437,16 @@ func (c *mdmClient) Maintain(ctx context.Context, req *connect.Request[pb.Mainta
 	return c.maintain.CallUnary(ctx, req)
 }
 
+// Scrub calls braid.mdm.v1.Mdm.Scrub.
+func (c *mdmClient) Scrub(ctx context.Context, req *connect.Request[pb.ScrubRequest]) (*connect.Response[pb.ScrubStatusResponse], error) {
+	return c.scrub.CallUnary(ctx, req)
+}
+
+// ScrubStatus calls braid.mdm.v1.Mdm.ScrubStatus.
+func (c *mdmClient) ScrubStatus(ctx context.Context, req *connect.Request[pb.ScrubStatusRequest]) (*connect.Response[pb.ScrubStatusResponse], error) {
+	return c.scrubStatus.CallUnary(ctx, req)
+}
+
 // Events calls braid.mdm.v1.Mdm.Events.
 func (c *mdmClient) Events(ctx context.Context, req *connect.Request[pb.EventsRequest]) (*connect.ServerStreamForClient[pb.Event], error) {
 	return c.events.CallServerStream(ctx, req)
@@ -447,6 +477,8 @@ type MdmHandler interface {
 	Moves(context.Context, *connect.Request[pb.MovesRequest]) (*connect.Response[pb.MovesResponse], error)
 	SetMoves(context.Context, *connect.Request[pb.SetMovesRequest]) (*connect.Response[pb.MovesResponse], error)
 	Maintain(context.Context, *connect.Request[pb.MaintainRequest]) (*connect.Response[pb.MaintainResponse], error)
+	Scrub(context.Context, *connect.Request[pb.ScrubRequest]) (*connect.Response[pb.ScrubStatusResponse], error)
+	ScrubStatus(context.Context, *connect.Request[pb.ScrubStatusRequest]) (*connect.Response[pb.ScrubStatusResponse], error)
 	Events(context.Context, *connect.Request[pb.EventsRequest], *connect.ServerStream[pb.Event]) error
 }
 
@@ -595,6 +627,18 @@ func NewMdmHandler(svc MdmHandler, opts ...connect.HandlerOption) (string, http.
 		connect.WithSchema(mdmMethods.ByName("Maintain")),
 		connect.WithHandlerOptions(opts...),
 	)
+	mdmScrubHandler := connect.NewUnaryHandler(
+		MdmScrubProcedure,
+		svc.Scrub,
+		connect.WithSchema(mdmMethods.ByName("Scrub")),
+		connect.WithHandlerOptions(opts...),
+	)
+	mdmScrubStatusHandler := connect.NewUnaryHandler(
+		MdmScrubStatusProcedure,
+		svc.ScrubStatus,
+		connect.WithSchema(mdmMethods.ByName("ScrubStatus")),
+		connect.WithHandlerOptions(opts...),
+	)
 	mdmEventsHandler := connect.NewServerStreamHandler(
 		MdmEventsProcedure,
 		svc.Events,
@@ -649,6 +693,10 @@ func NewMdmHandler(svc MdmHandler, opts ...connect.HandlerOption) (string, http.
 			mdmSetMovesHandler.ServeHTTP(w, r)
 		case MdmMaintainProcedure:
 			mdmMaintainHandler.ServeHTTP(w, r)
+		case MdmScrubProcedure:
+			mdmScrubHandler.ServeHTTP(w, r)
+		case MdmScrubStatusProcedure:
+			mdmScrubStatusHandler.ServeHTTP(w, r)
 		case MdmEventsProcedure:
 			mdmEventsHandler.ServeHTTP(w, r)
 		default:
@@ -750,6 +798,14 @@ func (UnimplementedMdmHandler) SetMoves(context.Context, *connect.Request[pb.Set
 
 func (UnimplementedMdmHandler) Maintain(context.Context, *connect.Request[pb.MaintainRequest]) (*connect.Response[pb.MaintainResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.Maintain is not implemented"))
+}
+
+func (UnimplementedMdmHandler) Scrub(context.Context, *connect.Request[pb.ScrubRequest]) (*connect.Response[pb.ScrubStatusResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.Scrub is not implemented"))
+}
+
+func (UnimplementedMdmHandler) ScrubStatus(context.Context, *connect.Request[pb.ScrubStatusRequest]) (*connect.Response[pb.ScrubStatusResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.ScrubStatus is not implemented"))
 }
 
 func (UnimplementedMdmHandler) Events(context.Context, *connect.Request[pb.EventsRequest], *connect.ServerStream[pb.Event]) error {
