@@ -12,25 +12,16 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"braid/cluster"
+	"braid/cmd/internal/cli"
 	"braid/mdm"
 	"braid/mdm/client"
 	"braid/transport"
 )
-
-// Exit codes.
-const (
-	exitFailed = 1
-	exitUsage  = 2
-)
-
-// errUsage marks errors of the command line itself.
-var errUsage = errors.New("wrong usage")
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
@@ -44,38 +35,12 @@ of I/O: volumes go on working while it is away.
 
 Its state lives in etcd, which is built in. One mdm is enough for a trial; three
 survive the loss of one.`,
-		Version:       cluster.Version,
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		Args:          usage(cobra.NoArgs),
-		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+		Version: cluster.Version,
+		Args:    cobra.NoArgs,
+		RunE:    func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	root.CompletionOptions.HiddenDefaultCmd = true
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return errors.Join(errUsage, err) })
 	root.AddCommand(serveCommand())
-	root.SetArgs(args)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
-	err := root.Execute()
-	if err == nil {
-		return 0
-	}
-	text := strings.TrimPrefix(err.Error(), errUsage.Error()+"\n")
-	fmt.Fprintln(stderr, "mdm:", text)
-	if errors.Is(err, errUsage) || strings.HasPrefix(text, "unknown command") {
-		fmt.Fprintln(stderr, "See `mdm --help`.")
-		return exitUsage
-	}
-	return exitFailed
-}
-
-func usage(check cobra.PositionalArgs) cobra.PositionalArgs {
-	return func(c *cobra.Command, args []string) error {
-		if err := check(c, args); err != nil {
-			return errors.Join(errUsage, err)
-		}
-		return nil
-	}
+	return cli.Run(context.Background(), root, args, stdout, stderr)
 }
 
 func serveCommand() *cobra.Command {
@@ -103,7 +68,7 @@ GET /healthz tells whether changes can be made, GET /metrics is for Prometheus.`
   # one of three; the others likewise, each with its own name
   mdm serve --data-dir /var/lib/braid/mdm --listen 10.0.0.1:7400 --insecure --name a \
       --cluster a=http://10.0.0.1:7401,b=http://10.0.0.2:7401,c=http://10.0.0.3:7401`,
-		Args: usage(cobra.NoArgs),
+		Args: cli.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return serve(config, verbose, c.OutOrStdout(), c.ErrOrStderr())
 		},
@@ -131,7 +96,7 @@ const gcPercent = 50
 
 func serve(config mdm.Config, verbose bool, stdout, stderr io.Writer) error {
 	if config.DataDir == "" {
-		return errors.Join(errUsage, errors.New("serve needs --data-dir DIR, where the state is kept"))
+		return cli.Usagef("serve needs --data-dir DIR, where the state is kept")
 	}
 	debug.SetGCPercent(gcPercent)
 	level := slog.LevelInfo

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"braid/cmd/internal/cli"
 	"braid/server/store"
 )
 
@@ -45,7 +46,7 @@ no problem.`,
 		Args: onePath,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if output != "table" && output != "json" {
-				return usagef("--output %s: want table or json", output)
+				return cli.Usagef("--output %s: want table or json", output)
 			}
 			return runCheck(cmd, args[0], output, !metadataOnly)
 		},

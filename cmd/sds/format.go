@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"braid/cluster"
+	"braid/cmd/internal/cli"
 	"braid/server/store"
 )
 
@@ -48,10 +49,10 @@ func runFormat(cmd *cobra.Command, path, size string, force bool) (err error) {
 	if size != "" {
 		bytes, perr := cluster.ParseSize(size)
 		if perr != nil {
-			return usagef("--size: %v", perr)
+			return cli.Usagef("--size: %v", perr)
 		}
 		if bytes == 0 || bytes%cluster.BlockSize != 0 || bytes > 1<<62 {
-			return usagef("--size %s: want a multiple of 4096 bytes above 0", size)
+			return cli.Usagef("--size %s: want a multiple of 4096 bytes above 0", size)
 		}
 		if err = makeFile(path, int64(bytes)); err != nil {
 			return err

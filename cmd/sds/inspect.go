@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"braid/cmd/internal/cli"
 	"braid/server/store"
 )
 
@@ -59,7 +60,7 @@ server knows, or torn.`,
 		Args: onePath,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if output != "table" && output != "json" {
-				return usagef("--output %s: want table or json", output)
+				return cli.Usagef("--output %s: want table or json", output)
 			}
 			return runInspect(cmd.OutOrStdout(), args[0], output, regions)
 		},

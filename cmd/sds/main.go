@@ -3,53 +3,21 @@
 package main
 
 import (
-	"errors"
-	"fmt"
+	"context"
 	"io"
 	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"braid/cluster"
+	"braid/cmd/internal/cli"
 )
-
-// Exit codes of every command.
-const (
-	exitDone   = 0
-	exitFailed = 1
-	exitUsage  = 2
-)
-
-// usageError is a wrong command line, as opposed to a command that failed.
-type usageError struct{ err error }
-
-func (e usageError) Error() string { return e.err.Error() }
-func (e usageError) Unwrap() error { return e.err }
-
-func usagef(format string, args ...any) error {
-	return usageError{fmt.Errorf(format, args...)}
-}
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 // run executes one command line and returns its exit code.
 func run(args []string, stdout, stderr io.Writer) int {
-	root := newRoot()
-	root.SetArgs(args)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
-	err := root.Execute()
-	var usage usageError
-	switch {
-	case err == nil:
-		return exitDone
-	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"):
-		fmt.Fprintf(stderr, "sds: %v\nRun `sds --help` or `sds COMMAND --help` for how it is used.\n", err)
-		return exitUsage
-	}
-	fmt.Fprintf(stderr, "sds: %v\n", err)
-	return exitFailed
+	return cli.Run(context.Background(), newRoot(), args, stdout, stderr)
 }
 
 func newRoot() *cobra.Command {
@@ -66,16 +34,12 @@ A disk is formatted once; then one sds process per machine serves all of them:
 Data that a client has flushed is on the disk, and is there again after the
 process or the machine was killed. When a disk fails only that disk goes out of
 service. The metadata manager (mdm) may be away: what is served goes on.`,
-		Version:       cluster.Version,
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		Args:          cobra.NoArgs,
+		Version: cluster.Version,
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return cmd.Help()
 		},
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(newServe(), newFormat(), newInspect(), newCheck())
 	return root
 }
@@ -83,7 +47,7 @@ service. The metadata manager (mdm) may be away: what is served goes on.`,
 // onePath is the argument check of the commands that work on one device.
 func onePath(cmd *cobra.Command, args []string) error {
 	if len(args) != 1 {
-		return usagef("%s takes one PATH, a block device or a file; got %d arguments",
+		return cli.Usagef("%s takes one PATH, a block device or a file; got %d arguments",
 			cmd.CommandPath(), len(args))
 	}
 	return nil

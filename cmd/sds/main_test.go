@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"braid/cmd/internal/cli"
 	"braid/server/disk"
 )
 
@@ -32,7 +33,7 @@ func sds(args ...string) (code int, stdout, stderr string) {
 func formatted(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "disk")
-	if code, _, errs := sds("format", path, "--size", "64M"); code != exitDone {
+	if code, _, errs := sds("format", path, "--size", "64M"); code != cli.ExitDone {
 		t.Fatalf("format: %s", errs)
 	}
 	return path
@@ -63,37 +64,37 @@ func TestCommandLines(t *testing.T) {
 		code int
 		want string // part of what is printed
 	}{
-		{[]string{"--version"}, exitDone, "sds version"},
-		{[]string{"--help"}, exitDone, "sds format /dev/sdb"},
-		{[]string{"serve", "--help"}, exitDone, "SIGTERM"},
-		{[]string{"bogus"}, exitUsage, "unknown command"},
-		{[]string{"serve", "--bogus"}, exitUsage, "unknown flag"},
-		{[]string{"serve"}, exitUsage, "BRAID_MDM"},
-		{[]string{"serve", "--mdm", "127.0.0.1:1"}, exitUsage, "--device PATH"},
-		{[]string{"serve", "stray"}, exitUsage, "takes no arguments"},
-		{serve("--listen", "0.0.0.0:7420"), exitUsage, "--insecure"},
-		{serve("--listen", ":7420"), exitUsage, "--insecure"},
-		{serve("--metrics", "0.0.0.0:9000"), exitUsage, "--insecure"},
-		{serve("--listen", "localhost"), exitUsage, "HOST:PORT"},
-		{serve("--advertise", "here"), exitUsage, "HOST:PORT"},
-		{serve("--engine", "steam"), exitUsage, "io_uring"},
-		{serve("--log-level", "loud"), exitUsage, "debug, info"},
-		{serve("--activity-log", "3"), exitUsage, "at least 16"},
-		{serve("--lock-memory", "maybe"), exitUsage, "auto, on or off"},
-		{serve("--mdm", "nowhere", "--lock-memory", "off"), exitUsage, "HOST:PORT"},
-		{serve("--lock-memory", "off"), exitFailed, "no such file"},
-		{[]string{"format"}, exitUsage, "one PATH"},
-		{[]string{"format", "a", "b"}, exitUsage, "one PATH"},
-		{[]string{"format", filepath.Join(dir, "x"), "--size", "lots"}, exitUsage, "10G"},
-		{[]string{"format", filepath.Join(dir, "x"), "--size", "0"}, exitUsage, "multiple of 4096"},
-		{[]string{"format", filepath.Join(dir, "x"), "--size", "5000"}, exitUsage, "multiple of 4096"},
-		{[]string{"format", filepath.Join(dir, "x"), "--size", "64K"}, exitFailed, "too small"},
-		{[]string{"format", filepath.Join(dir, "x"), "--size", "1000P"}, exitFailed, "allocate"},
-		{[]string{"format", filepath.Join(dir, "none")}, exitFailed, "no such file"},
-		{[]string{"format", dir}, exitFailed, "not a block device"},
-		{[]string{"inspect", filepath.Join(dir, "none")}, exitFailed, "no such file"},
-		{[]string{"inspect", "-o", "xml", filepath.Join(dir, "none")}, exitUsage, "table or json"},
-		{[]string{"check"}, exitUsage, "one PATH"},
+		{[]string{"--version"}, cli.ExitDone, "sds version"},
+		{[]string{"--help"}, cli.ExitDone, "sds format /dev/sdb"},
+		{[]string{"serve", "--help"}, cli.ExitDone, "SIGTERM"},
+		{[]string{"bogus"}, cli.ExitUsage, "unknown command"},
+		{[]string{"serve", "--bogus"}, cli.ExitUsage, "unknown flag"},
+		{[]string{"serve"}, cli.ExitUsage, "BRAID_MDM"},
+		{[]string{"serve", "--mdm", "127.0.0.1:1"}, cli.ExitUsage, "--device PATH"},
+		{[]string{"serve", "stray"}, cli.ExitUsage, "takes no arguments"},
+		{serve("--listen", "0.0.0.0:7420"), cli.ExitUsage, "--insecure"},
+		{serve("--listen", ":7420"), cli.ExitUsage, "--insecure"},
+		{serve("--metrics", "0.0.0.0:9000"), cli.ExitUsage, "--insecure"},
+		{serve("--listen", "localhost"), cli.ExitUsage, "HOST:PORT"},
+		{serve("--advertise", "here"), cli.ExitUsage, "HOST:PORT"},
+		{serve("--engine", "steam"), cli.ExitUsage, "io_uring"},
+		{serve("--log-level", "loud"), cli.ExitUsage, "debug, info"},
+		{serve("--activity-log", "3"), cli.ExitUsage, "at least 16"},
+		{serve("--lock-memory", "maybe"), cli.ExitUsage, "auto, on or off"},
+		{serve("--mdm", "nowhere", "--lock-memory", "off"), cli.ExitUsage, "HOST:PORT"},
+		{serve("--lock-memory", "off"), cli.ExitFailed, "no such file"},
+		{[]string{"format"}, cli.ExitUsage, "one PATH"},
+		{[]string{"format", "a", "b"}, cli.ExitUsage, "one PATH"},
+		{[]string{"format", filepath.Join(dir, "x"), "--size", "lots"}, cli.ExitUsage, "10G"},
+		{[]string{"format", filepath.Join(dir, "x"), "--size", "0"}, cli.ExitUsage, "multiple of 4096"},
+		{[]string{"format", filepath.Join(dir, "x"), "--size", "5000"}, cli.ExitUsage, "multiple of 4096"},
+		{[]string{"format", filepath.Join(dir, "x"), "--size", "64K"}, cli.ExitFailed, "too small"},
+		{[]string{"format", filepath.Join(dir, "x"), "--size", "1000P"}, cli.ExitFailed, "allocate"},
+		{[]string{"format", filepath.Join(dir, "none")}, cli.ExitFailed, "no such file"},
+		{[]string{"format", dir}, cli.ExitFailed, "not a block device"},
+		{[]string{"inspect", filepath.Join(dir, "none")}, cli.ExitFailed, "no such file"},
+		{[]string{"inspect", "-o", "xml", filepath.Join(dir, "none")}, cli.ExitUsage, "table or json"},
+		{[]string{"check"}, cli.ExitUsage, "one PATH"},
 	} {
 		code, out, errs := sds(c.args...)
 		if code != c.code || !strings.Contains(out+errs, c.want) {
@@ -116,7 +117,7 @@ func TestFormatRefusesWhatIsInUse(t *testing.T) {
 		{"formatted already", "formatted already", []string{"format", path}},
 		{"exists", "exists already", []string{"format", path, "--size", "64M"}},
 	} {
-		if code, _, errs := sds(c.args...); code != exitFailed || !strings.Contains(errs, c.want) {
+		if code, _, errs := sds(c.args...); code != cli.ExitFailed || !strings.Contains(errs, c.want) {
 			t.Errorf("%s: exit %d: %s", c.name, code, errs)
 		}
 	}
@@ -126,14 +127,14 @@ func TestFormatRefusesWhatIsInUse(t *testing.T) {
 	}
 	for _, args := range [][]string{{"format", "--force", path}, {"check", path},
 		{"serve", "--mdm", "127.0.0.1:1", "--lock-memory", "off", "--device", path}} {
-		if code, _, errs := sds(args...); code != exitFailed || !strings.Contains(errs, "in use") {
+		if code, _, errs := sds(args...); code != cli.ExitFailed || !strings.Contains(errs, "in use") {
 			t.Errorf("%s on a device in use: exit %d: %s", args[0], code, errs)
 		}
 	}
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if code, _, errs := sds("format", "--force", path); code != exitDone {
+	if code, _, errs := sds("format", "--force", path); code != cli.ExitDone {
 		t.Errorf("format --force: %s", errs)
 	}
 
@@ -144,11 +145,11 @@ func TestFormatRefusesWhatIsInUse(t *testing.T) {
 	patch(t, other, 0x438, []byte{0x53, 0xef})
 	for _, args := range [][]string{{"format", other}, {"inspect", other},
 		{"serve", "--mdm", "127.0.0.1:1", "--lock-memory", "off", "--device", other}} {
-		if code, _, errs := sds(args...); code != exitFailed || !strings.Contains(errs, "ext4 file system") {
+		if code, _, errs := sds(args...); code != cli.ExitFailed || !strings.Contains(errs, "ext4 file system") {
 			t.Errorf("%s on a file system: exit %d: %s", args[0], code, errs)
 		}
 	}
-	if code, _, errs := sds("format", "--force", other); code != exitDone {
+	if code, _, errs := sds("format", "--force", other); code != cli.ExitDone {
 		t.Errorf("format --force over a file system: %s", errs)
 	}
 }
@@ -161,18 +162,18 @@ func TestDamagedSuperblocks(t *testing.T) {
 	var before, after map[string]any
 	inspect := func(v *map[string]any) (int, string) {
 		code, out, errs := sds("inspect", "-o", "json", path)
-		if code == exitDone {
+		if code == cli.ExitDone {
 			if err := json.Unmarshal([]byte(out), v); err != nil {
 				t.Fatal(err)
 			}
 		}
 		return code, errs
 	}
-	if code, errs := inspect(&before); code != exitDone {
+	if code, errs := inspect(&before); code != cli.ExitDone {
 		t.Fatal(errs)
 	}
 	patch(t, path, 100, damage)
-	if code, errs := inspect(&after); code != exitDone || after["device"] != before["device"] {
+	if code, errs := inspect(&after); code != cli.ExitDone || after["device"] != before["device"] {
 		t.Errorf("with one superblock: %s %v", errs, after)
 	}
 	patch(t, path, 32<<10+100, damage)
@@ -182,7 +183,7 @@ func TestDamagedSuperblocks(t *testing.T) {
 	}
 	for _, args := range [][]string{{"inspect", path}, {"check", path}, {"format", path},
 		{"serve", "--mdm", "127.0.0.1:1", "--lock-memory", "off", "--device", path}} {
-		if code, _, errs := sds(args...); code != exitFailed || !strings.Contains(errs, "superblock") {
+		if code, _, errs := sds(args...); code != cli.ExitFailed || !strings.Contains(errs, "superblock") {
 			t.Errorf("%s with both superblocks damaged: exit %d: %s", args[0], code, errs)
 		}
 	}
@@ -201,9 +202,9 @@ func TestCheckOfDamage(t *testing.T) {
 		check   string
 		inspect int
 	}{
-		{"nothing", -1, "", exitDone},
-		{"superblock B", 32<<10 + 500, "superblock B: damaged", exitDone},
-		{"log", ring + 4096 + 20, "the log ring has no valid page", exitFailed},
+		{"nothing", -1, "", cli.ExitDone},
+		{"superblock B", 32<<10 + 500, "superblock B: damaged", cli.ExitDone},
+		{"log", ring + 4096 + 20, "the log ring has no valid page", cli.ExitFailed},
 	} {
 		path := formatted(t)
 		if c.off >= 0 {
@@ -214,7 +215,7 @@ func TestCheckOfDamage(t *testing.T) {
 			t.Fatal(err)
 		}
 		code, out, errs := sds("check", path)
-		if want := c.check == ""; want != (code == exitDone) || !strings.Contains(out, c.check) ||
+		if want := c.check == ""; want != (code == cli.ExitDone) || !strings.Contains(out, c.check) ||
 			!want && !strings.Contains(out, "; the ") {
 			t.Errorf("check with damage of %s: exit %d: %s%s", c.name, code, out, errs)
 		}

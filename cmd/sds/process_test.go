@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"braid/cluster"
+	"braid/cmd/internal/cli"
 	"braid/mdm"
 	"braid/mdm/client"
 	"braid/mdm/pb"
@@ -305,13 +306,13 @@ func inspectAndCheck(t *testing.T, path string, id cluster.UUID, blocks uint64) 
 	t.Helper()
 	var seen inspection
 	code, out, errs := sds("inspect", "-o", "json", path)
-	if err := json.Unmarshal([]byte(out), &seen); err != nil || code != exitDone {
+	if err := json.Unmarshal([]byte(out), &seen); err != nil || code != cli.ExitDone {
 		t.Fatalf("inspect: exit %d, %v: %s", code, err, errs)
 	}
 	if !seen.Clean || seen.Cluster != id.String() || seen.BlocksUsed != blocks || len(seen.Volumes) != 1 {
 		t.Errorf("inspect: %s", out)
 	}
-	if code, out, errs = sds("check", path); code != exitDone || !strings.Contains(out, " 0 problems") {
+	if code, out, errs = sds("check", path); code != cli.ExitDone || !strings.Contains(out, " 0 problems") {
 		t.Errorf("check: exit %d\n%s%s", code, out, errs)
 	}
 	content, err := os.ReadFile(path)
@@ -322,10 +323,10 @@ func inspectAndCheck(t *testing.T, path string, id cluster.UUID, blocks uint64) 
 	patch(t, path, int64(at), []byte("perishes"))
 	var found finding
 	code, out, _ = sds("check", "-o", "json", path)
-	if err := json.Unmarshal([]byte(out), &found); err != nil || code != exitFailed || found.Total != 1 {
+	if err := json.Unmarshal([]byte(out), &found); err != nil || code != cli.ExitFailed || found.Total != 1 {
 		t.Errorf("check of a damaged block: exit %d, %v\n%s", code, err, out)
 	}
-	if code, out, _ = sds("check", "--metadata-only", path); code != exitDone {
+	if code, out, _ = sds("check", "--metadata-only", path); code != cli.ExitDone {
 		t.Errorf("check of the metadata: exit %d\n%s", code, out)
 	}
 	patch(t, path, int64(at), []byte("survives"))
@@ -347,7 +348,7 @@ func refusesOtherCluster(t *testing.T, path string, own cluster.UUID) {
 	cmd.Env = append(os.Environ(), "SDS_TEST_MAIN=1")
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() != exitFailed ||
+	if !errors.As(err, &exit) || exit.ExitCode() != cli.ExitFailed ||
 		!strings.Contains(string(out), own.String()) || !strings.Contains(string(out), other.Cluster().String()) {
 		t.Errorf("with another cluster's manager: %v\n%s", err, out)
 	}

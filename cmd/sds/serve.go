@@ -14,17 +14,16 @@ import (
 	"runtime/debug"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"braid/cmd/internal/cli"
 	"braid/cmd/internal/memlock"
 	"braid/cmd/internal/observe"
 	"braid/mdm/client"
 	"braid/server"
 	"braid/server/store"
-	"braid/transport/loop"
 )
 
 const (
@@ -69,13 +68,13 @@ registered, and from then on serve no other.`,
   # reachable from other machines (there is no TLS yet, so it must be asked for)
   sds serve --mdm mdm1:7400,mdm2:7400,mdm3:7400 --listen 10.0.0.2:7420 --insecure \
       --device /dev/sdb --fault-set rack1`,
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return f.run(cmd)
 		},
 	}
 	fs := cmd.Flags()
-	fs.StringSliceVar(&f.mdm, "mdm", envList("BRAID_MDM"), "metadata managers, HOST:PORT[,...] ($BRAID_MDM)")
+	fs.StringSliceVar(&f.mdm, "mdm", cli.EnvList("BRAID_MDM"), "metadata managers, HOST:PORT[,...] ($BRAID_MDM)")
 	fs.StringArrayVar(&f.devices, "device", nil, "a formatted block device or file; may be repeated")
 	fs.StringVar(&f.listen, "listen", defaultListen, "where clients connect; port 0 takes a free one")
 	fs.StringVar(&f.advertise, "advertise", "",
@@ -85,7 +84,7 @@ registered, and from then on serve no other.`,
 	fs.StringVar(&f.faultSet, "fault-set", "",
 		"copies of one chunk never share a fault set (default: the name)")
 	fs.BoolVar(&f.insecure, "insecure", false, "allow a non-loopback address without TLS")
-	fs.StringVar(&f.engine, "engine", envOr("BRAID_ENGINE", "auto"), "auto, io_uring or pool ($BRAID_ENGINE)")
+	fs.StringVar(&f.engine, "engine", cli.EnvOr("BRAID_ENGINE", "auto"), "auto, io_uring or pool ($BRAID_ENGINE)")
 	fs.StringVar(&f.metrics, "metrics", "", "serve Prometheus metrics on HOST:PORT")
 	fs.BoolVar(&f.pprof, "pprof", false, "serve Go's profiles there, too, below /debug/pprof/")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -96,31 +95,10 @@ registered, and from then on serve no other.`,
 	return cmd
 }
 
-func noArgs(cmd *cobra.Command, args []string) error {
-	if len(args) > 0 {
-		return usagef("%s takes no arguments, only flags; got %q", cmd.CommandPath(), args)
-	}
-	return nil
-}
-
-func envOr(name, otherwise string) string {
-	if v := os.Getenv(name); v != "" {
-		return v
-	}
-	return otherwise
-}
-
 // envInt is 0, the default of every number here, for what is no number.
 func envInt(name string) int {
 	n, _ := strconv.Atoi(os.Getenv(name))
 	return n
-}
-
-func envList(name string) []string {
-	if v := os.Getenv(name); v != "" {
-		return strings.Split(v, ",")
-	}
-	return nil
 }
 
 // run serves until a signal or a fatal error.
@@ -136,7 +114,7 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 	}
 	manager, err := client.New(f.mdm, client.Options{})
 	if err != nil {
-		return usageError{err}
+		return cli.UsageError{Err: err}
 	}
 	defer manager.Close()
 	// From here on a signal ends the server cleanly.
@@ -156,7 +134,7 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("listen for clients on %s: %w", f.listen, err), closeDisks(disks))
 	}
-	engine, _ := parseEngine(f.engine) // checked above
+	engine, _ := cli.ParseEngine(f.engine) // checked above
 	srv, err := server.Start(server.Config{Name: f.name, FaultSet: f.faultSet, Advertise: f.advertise,
 		Engine: engine, Store: f.storeConfig(), Log: log, Touch: touch}, ln, disks, manager)
 	if err != nil {
@@ -202,10 +180,10 @@ func closeServer(srv *server.Server, signals <-chan os.Signal) error {
 // check reads the flags that are not plain text.
 func (f *serveFlags) check() (level slog.Level, err error) {
 	if len(f.mdm) == 0 {
-		return 0, usagef("where is the metadata manager? give --mdm HOST:PORT[,...] or set BRAID_MDM")
+		return 0, cli.Usagef("where is the metadata manager? give --mdm HOST:PORT[,...] or set BRAID_MDM")
 	}
 	if len(f.devices) == 0 {
-		return 0, usagef("what is to be served? give --device PATH, once for each device " +
+		return 0, cli.Usagef("what is to be served? give --device PATH, once for each device " +
 			"(`sds format PATH` prepares one)")
 	}
 	for flag, addr := range map[string]string{"--listen": f.listen, "--metrics": f.metrics} {
@@ -214,43 +192,34 @@ func (f *serveFlags) check() (level slog.Level, err error) {
 		}
 		local, err := isLoopback(addr)
 		if err != nil {
-			return 0, usagef("%s %s: %v; write it as HOST:PORT", flag, addr, err)
+			return 0, cli.Usagef("%s %s: %v; write it as HOST:PORT", flag, addr, err)
 		}
 		if !local && !f.insecure {
-			return 0, usagef("%s %s can be reached from other machines, and there is neither encryption nor "+
+			return 0, cli.Usagef("%s %s can be reached from other machines, and there is neither encryption nor "+
 				"authentication yet: give --insecure if the network is trusted", flag, addr)
 		}
 	}
 	if f.advertise != "" {
 		if _, _, err := net.SplitHostPort(f.advertise); err != nil {
-			return 0, usagef("--advertise %s: %v; write it as HOST:PORT", f.advertise, err)
+			return 0, cli.Usagef("--advertise %s: %v; write it as HOST:PORT", f.advertise, err)
 		}
 	}
-	if _, err := parseEngine(f.engine); err != nil {
+	if _, err := cli.ParseEngine(f.engine); err != nil {
 		return 0, err
 	}
 	if f.activityLog != 0 && f.activityLog < minActivityLog {
-		return 0, usagef("--activity-log %d: want 0 or at least %d", f.activityLog, minActivityLog)
+		return 0, cli.Usagef("--activity-log %d: want 0 or at least %d", f.activityLog, minActivityLog)
 	}
 	if !slices.Contains([]string{"auto", "on", "off"}, f.lockMemory) {
-		return 0, usagef("--lock-memory %s: want auto, on or off", f.lockMemory)
+		return 0, cli.Usagef("--lock-memory %s: want auto, on or off", f.lockMemory)
 	}
 	if f.pprof && f.metrics == "" {
-		return 0, usageError{observe.ErrNoListener}
+		return 0, cli.UsageError{Err: observe.ErrNoListener}
 	}
 	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
-		return 0, usagef("--log-level %s: want debug, info, warn or error", f.logLevel)
+		return 0, cli.Usagef("--log-level %s: want debug, info, warn or error", f.logLevel)
 	}
 	return level, nil
-}
-
-func parseEngine(name string) (loop.Engine, error) {
-	for _, e := range []loop.Engine{loop.Auto, loop.Uring, loop.Pool} {
-		if e.String() == name {
-			return e, nil
-		}
-	}
-	return 0, usagef("--engine %s: want auto, io_uring or pool", name)
 }
 
 // isLoopback reports whether only this machine can reach a listener on addr.
