@@ -12,9 +12,9 @@ sdc serve --volume vol --socket s.sock 2>serve.log &
 server=$!
 within 15 test -S s.sock
 
-"$BRAID_GONBD" s.sock vol /dev/nbd2 >gonbd.out 2>&1 &
+"$BRAID_GONBD" s.sock vol /dev/nbd2 >gonbd.log 2>&1 &
 client=$!
-within 15 grep -q connected gonbd.out
+within 15 grep -q connected gonbd.log
 size_is /dev/nbd2 $((256 << 20)) || fail "wrong size: $(blockdev --getsize64 /dev/nbd2)"
 mkfs.ext4 -q /dev/nbd2
 mount /dev/nbd2 mnt
@@ -23,7 +23,7 @@ head -c 5000000 /dev/urandom >mnt/random
 sum=$(md5sum <mnt/random)
 umount mnt
 kill -TERM $client
-wait $client || { cat gonbd.out; fail "go-nbd's client did not end well"; }
+wait $client || { cat gonbd.log; fail "go-nbd's client did not end well"; }
 say "go-nbd's client has used sdc serve"
 
 nbd-client -unix s.sock -N vol /dev/nbd1 -timeout 10 >/dev/null

@@ -23,7 +23,7 @@ on_exit() {
 	local code=$?
 	[ $code != 0 ] || exit 0
 	say "ended with code $code; the daemons' logs end so:" >&2
-	tail -n 15 "$dir"/cluster/*.log "$dir"/cluster/run/*.log >&2 || :
+	tail -n 15 "$dir"/cluster/*.log "$dir"/cluster/run/*.log "$dir"/*.log >&2 || :
 	dmesg | tail -n 15 >&2 || :
 	exit $code
 }

@@ -25,7 +25,7 @@ fio --name=outage --filename=/dev/nbd0 --rw=randrw --bs=4k-16k --ioengine=libaio
 	--direct=1 --size=64M --time_based --runtime=$((pause + 12)) --verify=crc32c \
 	--verify_fatal=1 --eta=never --output=fio.out &
 fio=$!
-within 20 written 100
+within 60 written 50
 for i in 1 2 3; do cluster kill sds$i --signal STOP; done
 say "all servers stand still for $pause s"
 sleep $pause
@@ -41,7 +41,7 @@ fio --name=restart --filename=/dev/nbd0 --rw=randrw --bs=4k-16k --ioengine=libai
 	--direct=1 --size=64M --time_based --runtime=$((pause + 12)) --verify=crc32c \
 	--verify_fatal=1 --eta=never --output=fio.out &
 fio=$!
-within 20 written 100
+within 60 written 50
 for i in 1 2 3; do cluster kill sds$i --signal TERM; done
 say "all servers have ended"
 sleep $pause
