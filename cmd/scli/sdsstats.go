@@ -112,12 +112,14 @@ func (a *asker) line(ctx context.Context, clusterID []byte, d *pb.Device) (*line
 		return l, nil
 	}
 	hello := transport.Hello{Role: transport.Client}
-	if copy(hello.Cluster[:], clusterID) != len(cluster.UUID{}) || copy(hello.Device[:], d.Uuid) != len(cluster.UUID{}) {
+	if copy(hello.Cluster[:], clusterID) != len(cluster.UUID{}) ||
+		copy(hello.Device[:], d.Uuid) != len(cluster.UUID{}) {
 		return nil, fmt.Errorf("device %d: the metadata manager does not say its identity", d.Id)
 	}
 	l = &line{answers: make(chan []byte, 1), ended: make(chan error, 1)}
 	l.msg.Header = transport.Header{Op: transport.OpStats}
-	conn, _, err := transport.Dial(ctx, a.loop, d.Addr, hello, func(transport.HelloReply) transport.Handler { return l })
+	conn, _, err := transport.Dial(ctx, a.loop, d.Addr, hello,
+		func(transport.HelloReply) transport.Handler { return l })
 	if err != nil {
 		return nil, err
 	}

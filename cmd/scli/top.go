@@ -195,7 +195,8 @@ func (v *clusterView) add(now, older *deviceAnswer) {
 	}
 	d.Read, d.Write = since(s.Served, was.Served, "read"), since(s.Served, was.Served, "write")
 	d.Flush = since(s.Served, was.Served, "flush")
-	d.Disk = diskView{since(s.Disk, was.Disk, "read"), since(s.Disk, was.Disk, "write"), since(s.Disk, was.Disk, "flush")}
+	d.Disk = diskView{since(s.Disk, was.Disk, "read"), since(s.Disk, was.Disk, "write"),
+		since(s.Disk, was.Disk, "flush")}
 	d.Enters = screen.Rate(s.Loop.Enters, was.Loop.Enters, period)
 	v.Devices = append(v.Devices, d)
 	v.Reads += d.Read.PerSec

@@ -177,7 +177,8 @@ func newTopVolume(s, older *daemon.VolumeStats, period time.Duration) topVolume 
 		Resolving: s.ResolveChunks, Steps: sinceEach(s.Steps, older.Steps, period), Devices: []topDevice{}}
 	kinds := sinceEach(s.Latency, older.Latency, period)
 	x.Read, x.Write, x.Flush, x.Other = kinds["read"], kinds["write"], kinds["flush"], kinds["other"]
-	x.readHist, x.writeHist = difference(s.Latency, older.Latency, "read"), difference(s.Latency, older.Latency, "write")
+	x.readHist = difference(s.Latency, older.Latency, "read")
+	x.writeHist = difference(s.Latency, older.Latency, "write")
 	for i := range s.Devices {
 		d := &s.Devices[i]
 		was := &daemon.VolumeDevice{}

@@ -53,7 +53,8 @@ func readings() (now, before []daemon.VolumeStats) {
 			Steps: map[string]meter.Snapshot{"wait": step.Snapshot(), "cluster": read.Snapshot()},
 			Devices: []daemon.VolumeDevice{{ID: 2, Server: "sds2", State: "connected", InSync: true, Latency: kinds(),
 				Steps: map[string]meter.Snapshot{"network": step.Snapshot(), "store": step.Snapshot()}},
-				{ID: 1, Server: "sds1", State: "connected", InSync: true, InFlight: 3, ReadBytes: bytes, Latency: kinds()}}}
+				{ID: 1, Server: "sds1", State: "connected", InSync: true, InFlight: 3, ReadBytes: bytes,
+					Latency: kinds()}}}
 	}
 	for range 50 {
 		read.Record(int64(time.Second)) // long before: not to be seen
@@ -97,8 +98,9 @@ func TestTopText(t *testing.T) {
 func TestTraceText(t *testing.T) {
 	var b bytes.Buffer
 	printTrace(&b, []daemon.SlowRequest{
-		{Volume: "db", Time: noon.In(time.Local), Op: "write", Offset: 8 << 20, Length: 65536, TotalUS: 52340, ReceiveUS: 40,
-			LockUS: 1200, WaitUS: 0, ClusterUS: 51000, ReplyUS: 100, Answers: 2, Hops: []daemon.Hop{
+		{Volume: "db", Time: noon.In(time.Local), Op: "write", Offset: 8 << 20, Length: 65536, TotalUS: 52340,
+			ReceiveUS: 40,
+			LockUS:    1200, WaitUS: 0, ClusterUS: 51000, ReplyUS: 100, Answers: 2, Hops: []daemon.Hop{
 				{Device: 1, Server: "sds1", SentUS: 1240, AnsweredUS: 1700,
 					NetworkUS: 160, ServerUS: 10, StoreUS: 290, Try: 1, Status: "ok"},
 				{Device: 2, Server: "sds2", SentUS: 1240, AnsweredUS: 52240,
@@ -128,7 +130,8 @@ func TestWhyText(t *testing.T) {
 				Since:    noon.Add(-12300 * time.Millisecond), NextAt: noon.Add(400 * time.Millisecond),
 				Op: "write", Offset: 4096, Length: 4096},
 			{Reason: "range-lock", Why: "an earlier write of 4K at 4096 to the same blocks has not ended",
-				Next: "they go on in the order of their arrival", Requests: 1, Since: noon.Add(-5 * time.Second), Op: "read",
+				Next: "they go on in the order of their arrival", Requests: 1, Since: noon.Add(-5 * time.Second),
+				Op:     "read",
 				Offset: 4096, Length: 8192}}}, noon)
 	golden(t, "why", b.String())
 	b.Reset()
