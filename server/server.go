@@ -4,6 +4,8 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -184,7 +186,9 @@ func (s *Server) firstClaimed() *device {
 
 func (s *Server) startDevice(d *device) error {
 	begin := time.Now()
-	if err := d.start(s.cfg.Store); err != nil {
+	cfg := s.cfg.Store
+	cfg.StartID = startID()
+	if err := d.start(cfg); err != nil {
 		return err
 	}
 	s.log.Info("serving", "device", d.path, "uuid", d.id.Device.String(), "cluster", d.id.Cluster.String(),
@@ -368,4 +372,12 @@ func (s *Server) Close(ctx context.Context) error {
 	s.reg.leave(ctx)
 	s.log.Info("stopped", "name", s.cfg.Name)
 	return errors.Join(append(errs, err)...)
+}
+
+// startID draws the number that tells this start of a device from every other,
+// also where an older image of its disk counts the same starts again (rule 21).
+func startID() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return binary.LittleEndian.Uint64(b[:])
 }

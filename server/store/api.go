@@ -231,6 +231,10 @@ type Config struct {
 	// ALMost is how many regions the activity log may hold at the very most before
 	// writes are sent back with StatusRetry; 0: what a quarter of the log ring holds.
 	ALMost int
+	// StartID is a random number, drawn by the caller for each Open. When an older
+	// image of a disk comes back and is started, counters repeat; this does not, so
+	// that no two incarnations look alike (rule 21).
+	StartID uint64
 	// VerifyReads compares each block read with its checksum and answers
 	// StatusRot. Without it only the client does (it always does).
 	VerifyReads bool

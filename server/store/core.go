@@ -384,10 +384,11 @@ func (c *Core) Err() error { return c.failed }
 // start that was not preceded by a clean stop and with every write or flush
 // error.
 func (c *Core) Incarnation() cluster.Incarnation {
-	var b [32]byte
+	var b [40]byte
 	copy(b[:], c.sb.device[:])
 	binary.LittleEndian.PutUint64(b[16:], c.sb.epoch)
 	binary.LittleEndian.PutUint64(b[24:], c.sb.errors+c.ioErrs)
+	binary.LittleEndian.PutUint64(b[32:], c.sb.epochID)
 	return cluster.Incarnation(xxhash.Sum64(b[:]) | 1) // never 0
 }
 

@@ -149,3 +149,18 @@ func TestIncarnation(t *testing.T) {
 		t.Fatal("the incarnation survived a crash")
 	}
 }
+
+// Goal: an older image of a disk that is started again counts the same starts and
+// is still another incarnation (rule 21).
+func TestRolledBackImage(t *testing.T) {
+	g := newRig(t, testSize, Config{StartID: 1})
+	g.fence(1, 1)
+	old := g.disk.Clone()
+	g.open(Config{StartID: 2})
+	starts, inc := g.core.Identity().Starts, g.core.Incarnation()
+	g.disk = old
+	g.open(Config{StartID: 3})
+	if id := g.core.Identity(); id.Starts != starts || id.StartID != 3 || g.core.Incarnation() == inc {
+		t.Fatalf("start %d again: %+v, incarnation %x", starts, id, g.core.Incarnation())
+	}
+}

@@ -29,7 +29,7 @@ func testSuper(t *testing.T) superblock {
 		t.Fatal(err)
 	}
 	return superblock{flags: superClean, device: cluster.UUID{1, 2}, cluster: cluster.UUID{3}, seq: 4,
-		starts: 5, epoch: 6, errors: 7, certain: 8, layout: l}
+		starts: 5, epoch: 6, errors: 7, certain: 8, startID: 9, epochID: 10, layout: l}
 }
 
 func testSums() (s [blocks]uint64) {
@@ -54,7 +54,7 @@ func TestGoldenBytes(t *testing.T) {
 		fill func()
 		n    int
 	}{
-		{"superblock", func() { s := testSuper(t); s.encode(b) }, 128},
+		{"superblock", func() { s := testSuper(t); s.encode(b) }, 144},
 		{"header page", func() {
 			clear(b)
 			p := testPage()
@@ -137,7 +137,7 @@ func TestRoundTrips(t *testing.T) {
 	}
 }
 
-// Goal: geometry. Metadata takes at most 1 % of devices from 4 GiB on, slots
+// Goal: geometry. Metadata takes at most 1 % of devices from 1 GiB on, slots
 // are aligned, everything fits, small trial devices work.
 func TestLayout(t *testing.T) {
 	for _, size := range []int64{64 << 20, 256 << 20, 1 << 30, 4 << 30, 100 << 30, 4 << 40, 20e12} {
@@ -149,7 +149,7 @@ func TestLayout(t *testing.T) {
 		if l.size > size || l.dataOff%(1<<chunkShift) != 0 || l.dataAt(l.slots-1)+1<<chunkShift > size {
 			t.Errorf("%d: %+v", size, l)
 		}
-		if lost := size - data; size >= 4<<30 && lost > size/100 {
+		if lost := size - data; size >= 1<<30 && lost > size/100 {
 			t.Errorf("%d: %d bytes (%.2f %%) are not for data", size, lost, 100*float64(lost)/float64(size))
 		}
 	}

@@ -16,6 +16,7 @@ type Identity struct {
 	Device   cluster.UUID
 	Cluster  cluster.UUID // zero: claimed by no cluster yet
 	Starts   uint64       // advanced and made durable by every Open (rule 21)
+	StartID  uint64       // Config.StartID of the newest Open
 	Size     int64        // bytes of the device that the format uses
 	Capacity int64        // bytes for chunks
 	Clean    bool         // the last stop was clean
@@ -53,8 +54,9 @@ func Open(d Disk, cfg Config) (*Core, error) {
 	isClean := c.sb.flags&superClean != 0
 	c.sb.starts++
 	c.sb.flags &^= superClean
+	c.sb.startID = cfg.StartID
 	if !isClean {
-		c.sb.epoch, c.sb.errors = c.sb.starts, 0
+		c.sb.epoch, c.sb.epochID, c.sb.errors = c.sb.starts, cfg.StartID, 0
 	}
 	if err := writeSuper(d, &c.sb); err != nil {
 		return nil, err

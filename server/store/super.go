@@ -35,6 +35,8 @@ const superClean = 1 << 0
 //	 104   8  offset of the chunk slots
 //	 112   8  errors met in the present incarnation, as of the last stop
 //	 120   8  log pages before this number were certainly flushed (a clean stop did)
+//	 128   8  number drawn at the present start, tells two starts with one counter apart
+//	 136   8  the one that was drawn when the present incarnation began
 //	4088   8  xxhash64 of bytes 0-4087
 type superblock struct {
 	flags   uint32
@@ -45,6 +47,8 @@ type superblock struct {
 	epoch   uint64
 	errors  uint64
 	certain uint64
+	startID uint64
+	epochID uint64
 	layout  layout
 }
 
@@ -67,6 +71,8 @@ func (s *superblock) encode(b []byte) {
 	le.PutUint64(b[104:], uint64(s.layout.dataOff))
 	le.PutUint64(b[112:], s.errors)
 	le.PutUint64(b[120:], s.certain)
+	le.PutUint64(b[128:], s.startID)
+	le.PutUint64(b[136:], s.epochID)
 	seal(b)
 }
 
@@ -90,6 +96,8 @@ func (s *superblock) decode(b []byte) error {
 	s.epoch = le.Uint64(b[64:])
 	s.errors = le.Uint64(b[112:])
 	s.certain = le.Uint64(b[120:])
+	s.startID = le.Uint64(b[128:])
+	s.epochID = le.Uint64(b[136:])
 	ring, slots := le.Uint32(b[80:]), le.Uint32(b[84:])
 	if ring < leastRing/pageSize || ring > maxRing/pageSize || slots == 0 || slots > maxSlots {
 		return fmt.Errorf("%w: superblock geometry", ErrCorrupt)
@@ -106,7 +114,7 @@ func (s *superblock) decode(b []byte) error {
 
 func (s *superblock) identity() Identity {
 	return Identity{
-		Device: s.device, Cluster: s.cluster, Starts: s.starts, Size: s.layout.size,
+		Device: s.device, Cluster: s.cluster, Starts: s.starts, StartID: s.startID, Size: s.layout.size,
 		Capacity: int64(s.layout.slots) << chunkShift, Clean: s.flags&superClean != 0,
 	}
 }
