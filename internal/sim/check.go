@@ -325,6 +325,15 @@ func (w *World) mapChanged(old, next *cluster.Map) {
 				if len(pg.InSync) < len(before[i].InSync) {
 					w.mark("in-sync set shrank")
 				}
+				if len(pg.InSync) > len(before[i].InSync) {
+					w.rejoined(pg.ID)
+				}
+				if pg.LostEpoch != before[i].LostEpoch && w.holds(pg.ID) {
+					w.mark(markAllLost)
+				}
+				if pg.Target != 0 && pg.Target != before[i].Target {
+					w.targeted(pg)
+				}
 			}
 		}
 	}

@@ -87,6 +87,7 @@ func (c *Client) later(d int64, k kind, do func()) {
 // begin serves a volume that was attached.
 func (c *Client) begin(a *attached) error {
 	b := &a.before
+	c.unreached()
 	co, err := core.New(core.Config{Volume: a.volume, Generation: a.gen, Requests: 6, Frames: 24,
 		HedgeAfter: 60 * time.Millisecond, FlushEvery: c.w.flushEvery(), Off: c.w.cfg.Off,
 		Before: core.Before{GuestAlive: c.alive, Fence: b.Fence, Wait: b.Wait, Source: sourceOf(b)}})
@@ -474,6 +475,9 @@ func (p *peer) closed(*Conn) {
 
 // die is the end of the process: what is on its way may still arrive.
 func (c *Client) die() {
+	if c.vol.client == c {
+		c.w.leavesBehind(c.vol)
+	}
 	c.dead = true
 	for _, p := range c.peers {
 		if p.conn != nil {

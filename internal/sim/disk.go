@@ -32,6 +32,7 @@ type Disk struct {
 
 	through  bool // no volatile cache
 	lies     int  // so many flushes do nothing
+	lied     int  // how many did
 	stalled  int64
 	failRead []span
 	failNext diskFault
@@ -127,6 +128,7 @@ func (d *Disk) flushTo(mark int64) error {
 	}
 	if d.lies > 0 {
 		d.lies--
+		d.lied++
 		d.w.mark("flush lied")
 		return nil
 	}

@@ -184,6 +184,7 @@ func (g *Guest) send(q *request) {
 	q.r.Done, q.client, q.since = q, v.client, w.now
 	v.oracle.submitted(q)
 	g.live = append(g.live, q)
+	g.races(q)
 	w.logf("%s: %s %s [%d+%d) flags %d", v.client, v.name, q.r.Op, q.first, q.count, q.r.Flags)
 	w.mix(uint64(q.r.Op), q.r.Off, q.r.Len)
 	v.client.submit(&q.r)
@@ -247,6 +248,13 @@ func (g *Guest) ended(c *Client, q *request) {
 	if q.r.Err != nil {
 		v.oracle.failed(q)
 		v.failed(c, q)
+		if !c.ended && len(q.index) > 0 { // invariant 12
+			for i := range q.count {
+				if chunk, in := v.locate(q.first + i); in == 0 || i == 0 {
+					w.contained(v, chunk)
+				}
+			}
+		}
 	} else {
 		v.oracle.succeeded(q)
 	}

@@ -39,6 +39,7 @@ type Mdm struct {
 	persisted   map[cluster.VolumeID]cluster.Generation
 	learned     map[cluster.DeviceID]uint64
 	care        care
+	mute        int  // so many answers get lost
 	idle        bool // a directed schedule's leader has not come to care for copies yet
 }
 
@@ -184,7 +185,8 @@ func (m *Mdm) call(who uint32, reach func() bool, do func() error, then func(err
 			return
 		}
 		err := do()
-		if w.chance(w.cfg.Faults.LostRPC, 100) {
+		if w.chance(w.cfg.Faults.LostRPC, 100) || m.mute > 0 {
+			m.mute = max(m.mute-1, 0)
 			w.mark("unknown CAS outcome")
 			lost()
 			return

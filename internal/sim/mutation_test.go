@@ -8,12 +8,15 @@ import (
 	"braid/cluster/rules"
 )
 
-// mutants are the rules that can be switched off, and where that shows.
-var mutants = []struct {
+// mutant is a rule that is off, and a seed from which on that shows.
+type mutant struct {
 	rule  rules.Rule
 	mix   string
 	first uint64
-}{
+}
+
+// mutants are the rules that can be switched off, and where that shows.
+var mutants = []mutant{
 	{rules.DrainedFlush, "full", 1001},
 	{rules.LogFirst, "full", 1000},
 	{rules.FlushMetadata, "full", 1000},

@@ -54,6 +54,9 @@ type Node struct {
 	mapHeld   bool   // as a client's
 	vacated   uint64 // map version up to which it has freed what lies elsewhere
 	vacating  bool
+	flight    []*job // changes that are in the store
+	flushed   map[cluster.VolumeID]flushedTo
+	seen      [][]seen // by volume and chunk
 }
 
 // flying is an operation of the disk that has not ended.
@@ -126,6 +129,7 @@ func (n *Node) start() {
 // kill ends the process; with power the disk loses its cache as well.
 func (n *Node) kill(power bool) {
 	w := n.w
+	n.crashes(power)
 	for _, f := range n.ios {
 		if f.io.Kind != store.IOWrite {
 			continue
@@ -149,7 +153,7 @@ func (n *Node) kill(power bool) {
 func (n *Node) die(silent bool) {
 	n.life++
 	n.state, n.ios, n.batch, n.clean = nodeDown, nil, false, false
-	n.vacated, n.vacating = 0, false
+	n.vacated, n.vacating, n.flight, n.flushed = 0, false, nil, nil
 	n.core, n.gate, n.rs, n.sub, n.reporting = nil, nil, nil, nil, false
 	w := n.w
 	n.dropLinks()
@@ -224,6 +228,7 @@ func (n *Node) drain() {
 				failed = true
 			}
 		}
+		n.looks()
 		life := n.life
 		for _, j := range ended {
 			n.ended(j)
@@ -346,6 +351,7 @@ func (n *Node) ended(j *job) {
 		n.pumpResync()
 		return
 	}
+	n.applied(j)
 	n.gate.Done(&j.ticket)
 	n.gateMoved()
 	if j.req.Op == store.OpFence {

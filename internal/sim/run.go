@@ -43,8 +43,14 @@ func New(cfg Config) *World {
 		n.cfg = store.Config{ALSlots: 4 + w.rng.IntN(8), PageCache: 128, VerifyReads: w.rng.IntN(2) == 0,
 			Discard: w.rng.IntN(2) == 0, Off: cfg.Off}
 		n.disk.through = w.rng.IntN(8) == 0
+		if cfg.Seed%2 == 0 { // its log is soon full, and cannot grow
+			n.cfg.ALMost = n.cfg.ALSlots + 1
+		}
 		if cfg.Calm {
-			n.disk.through, n.cfg.ALSlots = false, 8
+			n.disk.through, n.cfg.ALSlots, n.cfg.ALMost = false, 8, 0
+			if cfg.Logs > 0 {
+				n.cfg.ALSlots, n.cfg.ALMost = cfg.Logs, cfg.Logs
+			}
 		}
 		w.nodes = append(w.nodes, n)
 		n.start()

@@ -23,6 +23,13 @@ func full1(c Config) Config {
 }
 
 var schedules = []schedule{
+	{rules.FlushMetadata, "power fails after a flush", shape(2, 2, 1, 1), func(s *stage) {
+		s.write(0, 0)
+		s.flush(0)
+		both := s.copies(0, 0)
+		s.power(both...)
+		s.up(both...)
+	}},
 	{rules.Verifier, "all copies lose an acked write", shape(2, 2, 1, 1), func(s *stage) {
 		s.write(0, 0)
 		both := s.copies(0, 0)
@@ -104,13 +111,18 @@ var schedules = []schedule{
 		s.write(0, 0)
 		zombieReads(s, old)
 	}},
-	{rules.StaleFirst, "a write is acked while the copy that failed is in sync", shape(2, 2, 1, 1), func(s *stage) {
+	{rules.StaleFirst, "a write is acked while the copy that failed is in sync", shape(2, 2, 1, 2), func(s *stage) {
 		s.write(0, 0)
+		s.write(0, cluster.BlocksPerChunk)
 		a, c := s.copies(0, 0)[0], s.client(0)
 		c.cutOff, a.cutOff = true, true
 		a.disk.failNext.write = true
+		toA := to(c, a, transport.OpWrite)
+		s.hold(func(x *Conn, from int, m *message) bool { return toA(x, from, m) && m.h.Chunk == 1 })
 		q := s.ask(0, bio.Write, 0, 1)
+		s.ask(0, bio.Write, cluster.BlocksPerChunk, 1)
 		s.run(300 * ms)
+		s.release()
 		c.cutOff, a.cutOff = false, false
 		s.ends(q)
 	}},

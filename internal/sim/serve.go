@@ -63,6 +63,7 @@ func (s *serverConn) received(_ *Conn, m message) {
 		n.reply(j, transport.StatusOK)
 		return
 	}
+	s.late(&m.h)
 	status := n.prepare(j, m)
 	if status != transport.StatusOK || j.ticket.Skip || j.done {
 		n.gate.Done(&j.ticket)
@@ -70,6 +71,7 @@ func (s *serverConn) received(_ *Conn, m message) {
 		n.reply(j, status)
 		return
 	}
+	n.applies(j)
 	n.core.Submit(&j.req)
 	n.schedule()
 }
@@ -255,8 +257,12 @@ func (n *Node) reply(j *job, status transport.Status) {
 		Session: j.head.Session, PG: j.head.PG, Epoch: j.head.Epoch, Chunk: j.head.Chunk,
 		Length: j.head.Length, Interval: uint64(n.core.Incarnation()), Offset: uint32(n.core.Pressure())}
 	m := message{h: h}
-	if status == transport.StatusOK {
+	switch status {
+	case transport.StatusOK:
 		j.answer(&m)
+		n.serves(j)
+	case transport.StatusLogFull:
+		n.w.mark(markLogFull)
 	}
 	j.conn.c.send(sideServer, m)
 }

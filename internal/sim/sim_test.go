@@ -86,6 +86,7 @@ func campaign(t *testing.T, mix string) {
 			complain(t, mix, cfg, r)
 		}
 	}
+	cover(t, marks)
 	t.Logf("%d events, %.0f a second, %d requests", events, float64(events)/time.Since(start).Seconds(), done)
 	for _, k := range slices.Sorted(maps.Keys(marks)) {
 		t.Logf("%8d  %s", marks[k], k)

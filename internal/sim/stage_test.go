@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"time"
 
 	"braid/cluster/rules"
 	"braid/transport"
@@ -51,6 +50,11 @@ func (s *stage) until(what string, done func() bool) {
 	for end := s.w.now + 120*s1; !s.over() && !done(); {
 		if s.w.now > end {
 			s.stuck = what
+			for _, v := range s.w.volumes {
+				if v.serving() {
+					s.stuck += fmt.Sprintf("; %s waits for %v", v.name, v.client.core.Waiting(v.client.clock(), 0))
+				}
+			}
 		}
 		s.w.step()
 	}
@@ -265,7 +269,7 @@ func (s *stage) finish() {
 	}
 }
 
-// schedule is a story that needs one rule.
+// schedule is a story that needs one rule, or none: then it is about a fault.
 type schedule struct {
 	rule rules.Rule
 	name string
@@ -285,14 +289,10 @@ func (x *schedule) run(off rules.Off) *stage {
 // Goal: each rule is needed, and its absence is noticed. Method: a directed
 // schedule that ends well with the rule, and in a violation without it.
 func TestDirectedMutations(t *testing.T) {
-	start, events := time.Now(), uint64(0)
+	events := uint64(0)
 	for _, x := range schedules {
 		t.Run(fmt.Sprintf("%d-%v/%s", x.rule, x.rule, x.name), func(t *testing.T) {
-			with := x.run(0)
-			events += with.w.events
-			if with.over() {
-				t.Fatalf("%s\n\nwith all rules on: %v%s", with.w.Trace(), with.w.err, stuckText(with))
-			}
+			events += x.well(t).w.events
 			without := x.run(rules.Set(x.rule))
 			events += without.w.events
 			if without.w.err == nil {
@@ -305,7 +305,34 @@ func TestDirectedMutations(t *testing.T) {
 			t.Logf("noticed: %v", without.w.err)
 		})
 	}
-	t.Logf("%d events in %v", events, time.Since(start).Round(time.Millisecond))
+	t.Logf("%d events", events)
+}
+
+// well runs a schedule with all rules on, which has to end well.
+func (x *schedule) well(t *testing.T) *stage {
+	t.Helper()
+	s := x.run(0)
+	if s.over() {
+		t.Fatalf("%s\n\n%s, with all rules on: %v%s", s.w.Trace(), x.name, s.w.err, stuckText(s))
+	}
+	return s
+}
+
+// Goal: each kind of fault is survived. Method: a directed schedule with it.
+func TestFaults(t *testing.T) {
+	for _, x := range faults {
+		t.Run(x.name, func(t *testing.T) { x.well(t) })
+	}
+}
+
+// Goal: every rule that can be switched off has its counterexample.
+func TestEveryRuleHasACounterexample(t *testing.T) {
+	for _, r := range rules.All() {
+		if !slices.ContainsFunc(schedules, func(x schedule) bool { return x.rule == r }) &&
+			!slices.ContainsFunc(mutants, func(x mutant) bool { return x.rule == r }) {
+			t.Errorf("nothing shows that %v is needed", r)
+		}
+	}
 }
 
 func stuckText(s *stage) string {
@@ -314,3 +341,22 @@ func stuckText(s *stage) string {
 	}
 	return "; waited in vain for " + s.stuck
 }
+
+// cover adds what the directed schedules have been in, and fails for each
+// situation that nothing has been in.
+func cover(t *testing.T, marks map[string]int) {
+	t.Helper()
+	for _, x := range slices.Concat(schedules, faults) {
+		for k, n := range x.well(t).w.marks {
+			marks[k] += n
+		}
+	}
+	for _, k := range wanted {
+		if marks[k] == 0 {
+			t.Errorf("no run was ever in this: %s", k)
+		}
+	}
+}
+
+// Goal: the situations that matter come about whatever the seeds draw.
+func TestDirectedCoverage(t *testing.T) { cover(t, map[string]int{}) }

@@ -36,6 +36,7 @@ type Config struct {
 	// Calm: nothing happens by chance, and guests ask for nothing by themselves. What
 	// goes wrong is told by a directed schedule.
 	Calm bool
+	Logs int   // regions that each activity log holds at the most; 0: as the seed has it
 	Room []int // chunks that each server has room for; missing or 0: for everything
 }
 

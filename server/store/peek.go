@@ -44,3 +44,8 @@ func (c *Core) Peek(volume cluster.VolumeID, layer uint32, chunk uint64) (p Peek
 	}
 	return p
 }
+
+// Logs reports whether the activity log has an entry for a chunk, durable or not.
+func (c *Core) Logs(volume cluster.VolumeID, layer uint32, chunk uint64) bool {
+	return c.al.find(&chunkKey{volume: uint64(volume), chunk: chunk, layer: layer}) != 0
+}

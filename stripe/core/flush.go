@@ -200,7 +200,9 @@ func (c *Core) mustHold() bool {
 
 // pressed takes note of a device's activity-log pressure.
 func (c *Core) pressed(pressure uint32) {
-	if pressure <= c.pressure {
+	// While no flush runs, a full log asks for one with every answer: at the first
+	// one nothing may have completed yet that a flush could cover.
+	if pressure <= c.pressure && (pressure < pressureHold || c.flush.step != flushIdle) {
 		return
 	}
 	c.pressure = pressure
