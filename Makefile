@@ -4,6 +4,7 @@
 #   make demo     the whole story on this machine, with a table of numbers
 #   make test     all test suites, each within its budget (scripts/suites)
 #   make bench    Braid beside other NBD servers, measured in turn (BENCHFLAGS=…)
+#   make bench-all  with Ceph, on a disk, with 1 to 8 servers; fills the pages in docs
 #   make lint     formatting, vet, import and style rules
 #   make soak     the long forms of the tests
 #   make fuzz     every decoder, FUZZTIME each (30s)
@@ -12,7 +13,7 @@
 GO ?= go
 FUZZTIME ?= 30s
 
-.PHONY: build test bench lint demo soak fuzz clean
+.PHONY: build test bench bench-all lint demo soak fuzz clean
 
 # No C library, so one binary runs on every distribution; -trimpath, so the same
 # commit gives the same bytes wherever it is built; what git thinks of the folder does not matter.
@@ -31,6 +32,15 @@ bench: build
 	@case '$(BENCHFLAGS)' in *ceph*) scripts/deps bench-ceph ;; esac
 	@$(GO) build -o bin/bench ./perf/bench
 	@bin/bench $(BENCHFLAGS)
+
+bench-all: build
+	@scripts/deps bench bench-ceph
+	@$(GO) build -o bin/bench ./perf/bench
+	bin/bench -peers ceph $(BENCHFLAGS)
+	bin/bench -backing disk -set disk -only raw,braid-r2,qemu-nbd,nbdkit-file -rounds 3 -idle 0 \
+		-out perf/results/disk $(BENCHFLAGS)
+	bin/bench -scale 1,2,4,8 -rounds 3 -out perf/results/scaling $(BENCHFLAGS)
+	$(GO) run ./perf/pages
 
 demo:
 	@scripts/demo

@@ -16,7 +16,7 @@ import (
 // machines that can be replayed: method calls in, effects out.
 var purePackages = []string{"cluster", "cluster/placement", "cluster/rules",
 	"server/gate", "server/resync", "server/store",
-	"stripe/core", "stripe/layout", "stripe/rangelock", "mdm/state", "transport/meter"}
+	"stripe/core", "stripe/layout", "stripe/rangelock", "mdm/state", "perf/model", "transport/meter"}
 
 // impureImports would let the world in.
 var impureImports = []string{"net/http", "os", "os/exec", "os/signal", "syscall", "log",

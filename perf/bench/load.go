@@ -83,20 +83,26 @@ func allLoads() []load {
 	return loads
 }
 
-// core: what every system runs in the short set.
-var core = []string{"4k-randread-qd1", "4k-randread-qd32", "4k-randread-qd128", "4k-randwrite-qd1",
-	"4k-randwrite-qd32", "4k-randwrite-qd128", "4k-rand70r-qd32", "4k-randwrite-fsync-qd1",
-	"1m-read-qd8", "1m-write-qd8"}
+// core: what every system runs in the short set; further: what few systems run in it.
+var (
+	core = []string{"4k-randread-qd1", "4k-randread-qd32", "4k-randwrite-qd1", "4k-randwrite-qd32",
+		"4k-rand70r-qd32", "4k-randwrite-fsync-qd1", "1m-read-qd8", "1m-write-qd8", "4k-randwrite-overflow-qd32"}
+	further = []string{"4k-randread-qd8", "4k-randwrite-qd8", "4k-randread-qd128", "4k-randwrite-qd128",
+		"4k-randread-qd32-c4", "4k-randwrite-qd32-c4", "64k-read-qd8", "64k-write-qd8", "1m-read-qd1", "1m-write-qd1"}
+)
 
 // loadSets are the named sets. short is what `make bench` runs: the core on every
-// system, the rest on few. full is everything on every system. sweep is latency
+// system, some more on few. full is everything on every system. sweep is latency
 // over load, scale what a cluster of each size runs, disk what is worth asking of
 // a real disk; smoke proves in seconds that the harness works.
 func loadSets() map[string][]load {
 	full := allLoads()
-	short := allLoads()
-	for i := range short {
-		short[i].Few = !slices.Contains(core, short[i].Name)
+	var short []load
+	for _, l := range full {
+		l.Few = slices.Contains(further, l.Name)
+		if l.Few || slices.Contains(core, l.Name) {
+			short = append(short, l)
+		}
 	}
 	pick := func(names ...string) (out []load) {
 		for _, l := range full {

@@ -21,8 +21,9 @@ import (
 type options struct {
 	set, only, out, dir, backing, loads, peers, scale string
 	rounds, sds                                       int
-	runtime, idle                                     time.Duration
+	runtime, idle, limit                              time.Duration
 	sizeMiB                                           uint64
+	again                                             bool
 }
 
 func main() {
@@ -39,11 +40,22 @@ func main() {
 	flag.IntVar(&o.sds, "sds", 3, "servers in Braid's cluster, OSDs in Ceph's")
 	flag.DurationVar(&o.runtime, "runtime", time.Second, "length of one sample")
 	flag.DurationVar(&o.idle, "idle", 15*time.Second, "how long to watch the idle systems; 0: not at all")
+	flag.BoolVar(&o.again, "again", false, "measure nothing; write report and plots of -out again")
+	flag.DurationVar(&o.limit, "limit", 0, "about how long to measure at most; 0: as long as it takes")
 	flag.Uint64Var(&o.sizeMiB, "size", 512, "size of each volume and device, MiB")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	run := bench
+	if o.again {
+		run = func(_ context.Context, o options) error {
+			r, err := readResult(o.out)
+			if err != nil {
+				return err
+			}
+			return r.report(o)
+		}
+	}
 	if o.scale != "" {
 		run = scaling
 	}
@@ -167,55 +179,74 @@ func bench(ctx context.Context, o options) error {
 		return !slices.ContainsFunc(loads, func(l load) bool { return l.runsOn(s.Name(), target{}) })
 	})
 	r := newResult(ctx, o, loads)
-	if err := r.take(ctx, o, p.backing, systems); err != nil {
-		return err
+	failed := r.take(ctx, o, p.backing, systems)
+	if len(r.Samples) == 0 || ctx.Err() != nil {
+		return failed
 	}
+	return errors.Join(failed, r.report(o))
+}
+
+// report judges and writes what was measured.
+func (r *result) report(o options) error {
 	r.Targets = targets(r)
 	if err := r.write(o.out); err != nil {
 		return err
 	}
-	if err := r.plots(o.out); err != nil {
-		return err
-	}
 	r.markdown(os.Stdout)
-	return nil
+	if o.set == "disk" {
+		return nil // its few figures are in a table
+	}
+	return r.plots(o.out)
 }
 
 // take starts the systems, watches them idle, fills them, measures and stops them.
+// A system that does not come up is left out, and so is a load that fails; the
+// error tells of both.
 func (r *result) take(ctx context.Context, o options, b *backing, systems []system) error {
-	var started []running
 	defer func() {
-		for _, s := range started {
-			s.sys.Stop()
+		for _, s := range systems {
+			s.Stop()
 		}
 	}()
+	var serving, filled []running
+	var failed []error
+	leaveOut := func(s system, err error) {
+		failed = append(failed, fmt.Errorf("%s: %w", s.Name(), err))
+		fmt.Fprintln(os.Stderr, "bench:", failed[len(failed)-1])
+	}
 	for _, s := range systems {
 		fmt.Fprintln(os.Stderr, "bench: starting", s.Name())
 		t, err := s.Start(ctx, b)
-		started = append(started, running{s, t})
 		if err != nil {
-			return fmt.Errorf("start %s: %w", s.Name(), err)
+			leaveOut(s, err)
+			continue
 		}
-		r.Systems = append(r.Systems, s.Name())
-		r.Settings = append(r.Settings, s.Settings())
+		serving = append(serving, running{s, t})
 	}
-	var err error
 	if o.idle > 0 {
 		fmt.Fprintln(os.Stderr, "bench: watching them idle for", o.idle)
-		if r.Idle, err = measureIdle(ctx, started, o.idle); err != nil {
-			return err
+		var err error
+		if r.Idle, err = measureIdle(ctx, serving, o.idle); err != nil {
+			failed = append(failed, err)
 		}
 	}
-	for _, s := range started {
+	for _, s := range serving {
 		fmt.Fprintln(os.Stderr, "bench: filling", s.sys.Name())
 		if err := fill(ctx, s.t); err != nil {
-			return fmt.Errorf("fill %s: %w", s.sys.Name(), err)
+			leaveOut(s.sys, err)
+			continue
 		}
+		filled = append(filled, s)
+		r.Systems = append(r.Systems, s.sys.Name())
+		r.Settings = append(r.Settings, s.sys.Settings())
 	}
 	began := time.Now()
-	r.Samples, err = measure(ctx, plan{Rounds: o.rounds, Runtime: o.runtime, Loads: r.Loads}, started)
+	p := plan{Rounds: o.rounds, Runtime: o.runtime, Loads: r.Loads, Limit: o.limit}
+	var err error
+	r.Samples, err = measure(ctx, &p, filled)
+	r.Rounds = p.Rounds
 	r.Took = fmt.Sprintf("%.0f s", time.Since(began).Seconds())
-	return err
+	return errors.Join(append(failed, err)...)
 }
 
 func versions(ctx context.Context) map[string]string {

@@ -4,30 +4,14 @@ package main
 
 import (
 	"fmt"
-	"image/color"
 	"path/filepath"
 	"slices"
 
-	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
-)
 
-// palette is Okabe and Ito's, which colour-blind readers can tell apart.
-func palette(i int) color.Color {
-	colors := []color.RGBA{
-		{0x00, 0x72, 0xB2, 0xFF}, {0xE6, 0x9F, 0x00, 0xFF}, {0x00, 0x9E, 0x73, 0xFF}, {0xCC, 0x79, 0xA7, 0xFF},
-		{0x56, 0xB4, 0xE9, 0xFF}, {0xD5, 0x5E, 0x00, 0xFF}, {0xF0, 0xE4, 0x42, 0xFF}, {0x55, 0x55, 0x55, 0xFF},
-		{0x99, 0x99, 0x99, 0xFF}, {0x00, 0x44, 0x66, 0xFF}, {0x88, 0x22, 0x55, 0xFF}, {0x22, 0x88, 0x33, 0xFF},
-	}
-	return colors[i%len(colors)]
-}
-
-// Size of the figures: two fit on a page beside each other.
-const (
-	figureWidth  = 8 * vg.Inch
-	figureHeight = 4.5 * vg.Inch
+	"braid/perf/figure"
 )
 
 // plots draws what this run has measured: latency over load, throughput, and CPU
@@ -63,15 +47,9 @@ func (r *result) having(load string) []string {
 // plotLatency draws a line a system: a point for each queue depth, its throughput
 // to the right, its latency upwards. Right and low is good.
 func (r *result) plotLatency(path, prefix string) error {
-	p := plot.New()
-	p.Title.Text = prefix + ": mean latency over throughput, queue depths from left to right"
-	p.X.Label.Text, p.Y.Label.Text = "IOPS", "µs"
-	p.X.Scale, p.Y.Scale = plot.LogScale{}, plot.LogScale{}
-	p.X.Tick.Marker, p.Y.Tick.Marker = plot.LogTicks{Prec: -1}, plot.LogTicks{Prec: -1}
-	p.Legend.Top, p.Legend.Left = true, true
-	p.Add(plotter.NewGrid())
+	p := figure.NewLogLog(prefix+": mean latency over throughput, a point for each queue depth", "IOPS", "µs")
 	lines := 0
-	for i, name := range r.Systems {
+	for _, name := range r.Systems {
 		var points plotter.XYs
 		for _, l := range r.Loads {
 			if l.Conns != 1 || l.Name != fmt.Sprintf("%s-qd%d", prefix, l.Depth) {
@@ -90,7 +68,7 @@ func (r *result) plotLatency(path, prefix string) error {
 		if err != nil {
 			return err
 		}
-		line.Color, dots.Color, dots.Shape = palette(i), palette(i), draw.CircleGlyph{}
+		line.Color, dots.Color, dots.Shape = figure.Color(lines), figure.Color(lines), draw.CircleGlyph{}
 		if name == ours {
 			line.Width = vg.Points(2.5)
 		}
@@ -101,13 +79,11 @@ func (r *result) plotLatency(path, prefix string) error {
 	if lines == 0 {
 		return nil
 	}
-	return p.Save(figureWidth, figureWidth*3/4, path)
+	return p.Save(figure.Width, figure.Width*3/4, path)
 }
 
 func (r *result) plotIOPS(path, load string) error {
-	p := plot.New()
-	p.Title.Text = load + ": I/O per second, median and spread"
-	p.X.Label.Text = "IOPS"
+	p := figure.New(load+": I/O per second, median and spread", "IOPS", "")
 	p.X.Min = 0
 	systems := r.having(load)
 	slices.Reverse(systems) // the first is to stand on top
@@ -123,14 +99,14 @@ func (r *result) plotIOPS(path, load string) error {
 	if err != nil {
 		return err
 	}
-	chart.Horizontal, chart.Color, chart.LineStyle.Width = true, palette(0), 0
+	chart.Horizontal, chart.Color, chart.LineStyle.Width = true, figure.Color(0), 0
 	spread, err := plotter.NewXErrorBars(bars)
 	if err != nil {
 		return err
 	}
-	p.Add(plotter.NewGrid(), chart, spread)
-	p.NominalY(systems...)
-	return p.Save(figureWidth, figureHeight, path)
+	p.Add(chart, spread)
+	p.NominalY(padded(systems)...)
+	return p.Save(figure.Width, figure.Height, path)
 }
 
 type errorBars struct {
@@ -138,13 +114,42 @@ type errorBars struct {
 	plotter.XErrors
 }
 
+// padded keeps names clear of the bars, should the reader's font be a wider one.
+func padded(names []string) []string {
+	out := make([]string, len(names))
+	for i, name := range names {
+		out[i] = name + "      "
+	}
+	return out
+}
+
+// shown are the systems whose bars are drawn, and what is to be said of those that
+// would leave the others no room.
+func (r *result) shown(load string) (systems []string, hidden string) {
+	total := func(name string) float64 {
+		return r.of(name, load, func(s sample) float64 {
+			return s.CPUUs[cpuSystem] + s.CPUUs[cpuKernel] + s.CPUUs[cpuFio]
+		}).Median
+	}
+	most := 4 * total(ours)
+	for _, name := range r.having(load) {
+		if most > 0 && total(name) > most {
+			hidden += fmt.Sprintf(", %s %.0f", name, total(name))
+			continue
+		}
+		systems = append(systems, name)
+	}
+	if hidden != "" {
+		hidden = " (not drawn: " + hidden[2:] + ")"
+	}
+	return systems, hidden
+}
+
 func (r *result) plotCPU(path, load string) error {
-	p := plot.New()
-	p.Title.Text = load + ": CPU time per I/O by process"
-	p.X.Label.Text = "µs"
+	systems, hidden := r.shown(load)
+	p := figure.New(load+": CPU time per I/O by process", "µs"+hidden, "")
 	p.X.Min = 0
 	p.Legend.Top = true
-	systems := r.having(load)
 	var names []string // in order of appearance
 	for _, name := range systems {
 		for _, process := range r.processes(name, load) {
@@ -154,17 +159,21 @@ func (r *result) plotCPU(path, load string) error {
 		}
 	}
 	slices.Reverse(systems)
+	widest := 0.0
+	sums := make([]float64, len(systems))
 	var below *plotter.BarChart
 	for i, process := range append(names, cpuKernel, cpuFio) {
 		values := make(plotter.Values, len(systems))
 		for k, name := range systems {
 			values[k] = r.of(name, load, func(s sample) float64 { return s.CPUUs[process] }).Median
+			sums[k] += values[k]
+			widest = max(widest, sums[k])
 		}
 		chart, err := plotter.NewBarChart(values, vg.Points(14))
 		if err != nil {
 			return err
 		}
-		chart.Horizontal, chart.Color, chart.LineStyle.Width = true, palette(i), 0
+		chart.Horizontal, chart.Color, chart.LineStyle.Width = true, figure.Color(i), 0
 		if below != nil {
 			chart.StackOn(below)
 		}
@@ -172,6 +181,7 @@ func (r *result) plotCPU(path, load string) error {
 		p.Add(chart)
 		p.Legend.Add(process, chart)
 	}
-	p.NominalY(systems...)
-	return p.Save(figureWidth, figureHeight, path)
+	p.NominalY(padded(systems)...)
+	p.X.Max = widest * 1.2 // room for the legend
+	return p.Save(figure.Width, figure.Height, path)
 }

@@ -89,6 +89,23 @@ func (r *result) encode() ([]byte, error) {
 	return out.Bytes(), nil
 }
 
+// readResult reads what write has left.
+func readResult(dir string) (*result, error) {
+	text, err := os.ReadFile(filepath.Join(dir, "results.json"))
+	if err != nil {
+		return nil, err
+	}
+	var r struct {
+		result
+		Samples []sample `json:"samples"`
+	}
+	if err := json.Unmarshal(text, &r); err != nil {
+		return nil, fmt.Errorf("read %s: %w", dir, err)
+	}
+	r.result.Samples = r.Samples
+	return &r.result, nil
+}
+
 func (r *result) write(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err

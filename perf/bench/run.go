@@ -4,7 +4,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"slices"
@@ -62,63 +64,97 @@ type plan struct {
 	Rounds  int
 	Runtime time.Duration
 	Loads   []load
+	// Limit bounds the measuring, if it is not 0: no sample is taken again when time
+	// is short, and no round but the first minRounds is begun that would not end.
+	Limit time.Duration
+
+	began   time.Time
 	repeats int // how many are left
+	total   int // samples
+	done    int
+	failed  map[string]error // by system and load; not tried again
 }
 
-// measure runs the plan over the systems, interleaved.
-func measure(ctx context.Context, p plan, systems []running) ([]sample, error) {
-	total := 0
+// minRounds are measured even when time is short.
+const minRounds = 3
+
+// late reports whether the run would end after its limit if a sample took as long
+// as those so far did.
+func (p *plan) late() bool {
+	spent := time.Since(p.began)
+	return p.Limit > 0 && p.done > 0 && spent/time.Duration(p.done)*time.Duration(p.total) > p.Limit
+}
+
+// measure runs the plan over the systems, interleaved. What fails is left out from
+// then on; the error names all of it.
+func measure(ctx context.Context, p *plan, systems []running) ([]sample, error) {
+	round := 0 // samples of one
 	for _, l := range p.Loads {
 		for _, r := range systems {
 			if l.runsOn(r.sys.Name(), r.t) {
-				total += p.Rounds
+				round++
 			}
 		}
 	}
-	p.repeats = int(repeatShare * float64(total))
-	bar := progressbar.NewOptions(total, progressbar.OptionSetWriter(os.Stderr),
+	p.total, p.began, p.failed = round*p.Rounds, time.Now(), map[string]error{}
+	p.repeats = int(repeatShare * float64(p.total))
+	bar := progressbar.NewOptions(p.total, progressbar.OptionSetWriter(os.Stderr),
 		progressbar.OptionSetVisibility(stderrIsTerminal()), progressbar.OptionShowCount(),
 		progressbar.OptionSetPredictTime(true), progressbar.OptionSetWidth(30))
-	began := time.Now()
 	var out []sample
-	for round := range p.Rounds {
+	for n := range p.Rounds {
+		if spent := time.Since(p.began); n >= minRounds && p.Limit > 0 && spent+spent/time.Duration(n) > p.Limit {
+			fmt.Fprintf(os.Stderr, "bench: %d rounds are all that fits into %v\n", n, p.Limit)
+			p.Rounds = n
+			break
+		}
 		for _, l := range p.Loads {
 			for i := range systems {
-				r := systems[(i+round)%len(systems)]
+				r := systems[(i+n)%len(systems)]
 				if !l.runsOn(r.sys.Name(), r.t) {
 					continue
 				}
 				bar.Describe(fmt.Sprintf("%-18s %-26s", r.sys.Name(), l.Name))
-				s, err := p.measureOne(ctx, l, r, round)
-				if err != nil {
-					return out, fmt.Errorf("%s, %s: %w", r.sys.Name(), l.Name, err)
+				if s, ok := p.measureOne(ctx, l, r, n); ok {
+					out = append(out, s)
 				}
-				out = append(out, s)
+				p.done++
 				_ = bar.Add(1)
+			}
+			if ctx.Err() != nil {
+				return out, ctx.Err()
 			}
 		}
 		if !stderrIsTerminal() {
 			fmt.Fprintf(os.Stderr, "bench: round %d of %d done, %d of %d samples in %.0f s\n",
-				round+1, p.Rounds, len(out), total, time.Since(began).Seconds())
+				n+1, p.Rounds, p.done, p.total, time.Since(p.began).Seconds())
 		}
 	}
 	_ = bar.Finish()
-	return out, nil
+	return out, errors.Join(slices.Collect(maps.Values(p.failed))...)
 }
 
-func (p *plan) measureOne(ctx context.Context, l load, r running, round int) (best sample, err error) {
+// measureOne takes a sample, again if it was disturbed. It is not ok when it fails,
+// or has failed before.
+func (p *plan) measureOne(ctx context.Context, l load, r running, round int) (best sample, ok bool) {
+	key := r.sys.Name() + ", " + l.Name
+	if p.failed[key] != nil {
+		return best, false
+	}
 	for try := 0; ; try++ {
 		s, err := takeSample(ctx, p.Runtime, l, r)
 		if err != nil {
-			return s, err
+			p.failed[key] = fmt.Errorf("%s: %w", key, err)
+			fmt.Fprintln(os.Stderr, "bench:", p.failed[key])
+			return best, false
 		}
 		s.Disturbed = s.Steal > stealLimit || s.Foreign > foreignLimit
 		if try == 0 || s.Steal+s.Foreign < best.Steal+best.Foreign {
 			best = s
 		}
 		best.Round, best.Repeats = round, try
-		if !s.Disturbed || try == maxRepeats || p.repeats == 0 {
-			return best, nil
+		if !s.Disturbed || try == maxRepeats || p.repeats == 0 || p.late() {
+			return best, true
 		}
 		p.repeats--
 	}

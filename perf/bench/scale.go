@@ -12,7 +12,8 @@ import (
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
-	"gonum.org/v1/plot/vg"
+
+	"braid/perf/figure"
 )
 
 // diskDelay is what one I/O takes on the slow disks of a scaling run: they, and
@@ -47,7 +48,7 @@ func scaling(ctx context.Context, o options) error {
 			"disks that take " + diskDelay + " for each I/O, one at a time", min(o.sizeMiB, 64) << 20},
 	} {
 		r, err := scalePass(ctx, o, loads, sizes, pass.env, pass.note, pass.volume)
-		if err != nil {
+		if err != nil { // clusters of all sizes, or no comparison
 			return err
 		}
 		dir := filepath.Join(o.out, pass.name)
@@ -85,26 +86,20 @@ func scalePass(ctx context.Context, o options, loads []load, sizes []int, env []
 
 // plotScaling draws throughput and CPU time per I/O over the number of servers.
 func (r *result) plotScaling(path string, sizes []int) error {
-	p := plot.New()
-	p.Title.Text = "IOPS, and CPU µs per I/O of sdc and sds, over the number of servers"
-	p.X.Label.Text = "servers"
-	p.X.Scale, p.Y.Scale = plot.LogScale{}, plot.LogScale{}
-	p.Y.Tick.Marker = plot.LogTicks{Prec: -1}
-	p.Legend.Left, p.Legend.Top = true, true
-	p.Add(plotter.NewGrid())
+	p := figure.NewLogLog("IOPS, and CPU µs per I/O of sdc and sds (dashed)", "servers", "")
 	var ticks plot.ConstantTicks
 	for _, n := range sizes {
 		ticks = append(ticks, plot.Tick{Value: float64(n), Label: strconv.Itoa(n)})
 	}
 	p.X.Tick.Marker = ticks
 	for i, l := range r.Loads {
-		for k, figure := range []func(sample) float64{
+		for k, value := range []func(sample) float64{
 			func(s sample) float64 { return s.IOPS },
 			func(s sample) float64 { return s.CPUUs["sdc"] + s.CPUUs["sds"] },
 		} {
 			var points plotter.XYs
 			for _, n := range sizes {
-				if v := r.of(scaleName(n), l.Name, figure).Median; v > 0 {
+				if v := r.of(scaleName(n), l.Name, value).Median; v > 0 {
 					points = append(points, plotter.XY{X: float64(n), Y: v})
 				}
 			}
@@ -112,13 +107,13 @@ func (r *result) plotScaling(path string, sizes []int) error {
 			if err != nil {
 				return err
 			}
-			line.Color, dots.Color = palette(i), palette(i)
+			line.Color, dots.Color = figure.Color(i), figure.Color(i)
 			if k == 1 {
-				line.Dashes = []vg.Length{vg.Points(4), vg.Points(3)}
+				line.Dashes = figure.Dashes()
 			}
 			p.Add(line, dots)
 			p.Legend.Add(l.Name+map[int]string{0: ", IOPS", 1: ", CPU µs"}[k], line)
 		}
 	}
-	return p.Save(figureWidth, figureHeight, path)
+	return p.Save(figure.Width, figure.Height, path)
 }

@@ -5,7 +5,6 @@
 package main
 
 import (
-	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,24 +12,6 @@ import (
 	"testing"
 	"time"
 )
-
-// readResult reads what a run has left.
-func readResult(t *testing.T, dir string) *result {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join(dir, "results.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var r struct {
-		result
-		Samples []sample `json:"samples"`
-	}
-	if err := json.Unmarshal(text, &r); err != nil {
-		t.Fatal(err)
-	}
-	r.result.Samples = r.Samples
-	return &r.result
-}
 
 // inRoot lets the harness run where it expects to be: in the project's root. It
 // returns a folder for its results and the options of a run of seconds.
@@ -52,10 +33,13 @@ func inRoot(t *testing.T) options {
 func TestSmoke(t *testing.T) {
 	o := inRoot(t)
 	o.set, o.only = "smoke", "raw,braid-r2,qemu-nbd-uring"
-	if err := bench(t.Context(), o); err != nil {
+	if err := bench(t.Context(), o); err != nil { // also when something was left out
 		t.Fatal(err)
 	}
-	r := readResult(t, o.out)
+	r, err := readResult(o.out)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if want := []string{"raw", "braid-r2", "qemu-nbd-uring"}; !slices.Equal(r.Systems, want) {
 		t.Fatalf("it measured %v, expected %v", r.Systems, want)
 	}
@@ -109,7 +93,10 @@ func TestScalingSmoke(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, pass := range []string{"fast", "slow"} {
-		r := readResult(t, filepath.Join(o.out, pass))
+		r, err := readResult(filepath.Join(o.out, pass))
+		if err != nil {
+			t.Fatal(err)
+		}
 		if want := []string{"braid-1-sds", "braid-2-sds"}; !slices.Equal(r.Systems, want) || len(r.Samples) != 4 {
 			t.Errorf("%s: %d samples of %v", pass, len(r.Samples), r.Systems)
 		}
