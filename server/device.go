@@ -104,7 +104,7 @@ func newDevice(path string, backing disk.Backing, id store.Identity, engine loop
 	d := &device{path: path, uuid: id.Device, backing: backing, id: id, engine: engine,
 		hungAfter: hungAfter, log: log.With("device", path, "uuid", id.Device.String())}
 	d.report = client.DeviceReport{UUID: id.Device, Path: path, Size: uint64(id.Capacity),
-		StartCounter: id.Starts}
+		StartCounter: id.Starts, StartID: id.StartID}
 	return d
 }
 
@@ -332,7 +332,7 @@ func (d *device) refreshReport() {
 	st := d.core.Stats()
 	d.stats.publish(&st, d.core.Pressure())
 	r := client.DeviceReport{UUID: d.uuid, Path: d.path, Size: uint64(d.id.Capacity),
-		Used: (st.Chunks - st.ChunksFree) * cluster.ChunkSize, StartCounter: d.id.Starts,
+		Used: (st.Chunks - st.ChunksFree) * cluster.ChunkSize, StartCounter: d.id.Starts, StartID: d.id.StartID,
 		Incarnation: d.core.Incarnation(), Failed: d.hung, Adopted: d.gate.Adopted(),
 		Volumes: map[cluster.VolumeID]cluster.Generation{}}
 	r.RotMended, r.RotFound = st.Mended, st.Mended+d.mend.unmended

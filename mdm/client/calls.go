@@ -32,6 +32,7 @@ type DeviceReport struct {
 	Used         uint64 // bytes in allocated chunks
 	Incarnation  cluster.Incarnation
 	StartCounter uint64
+	StartID      uint64                                  // drawn at the newest start; 0: not known
 	Failed       string                                  // why it does not serve; empty: it serves
 	Volumes      map[cluster.VolumeID]cluster.Generation // persisted generations
 	Freed        []cluster.VolumeID                      // deleted volumes of which nothing is left
@@ -146,7 +147,7 @@ func fromReports(reports []DeviceReport) []*pb.DeviceReport {
 	out := make([]*pb.DeviceReport, len(reports))
 	for i, r := range reports {
 		m := &pb.DeviceReport{Uuid: pb.FromUUID(r.UUID), Path: r.Path, Size: r.Size, Used: r.Used,
-			Incarnation: uint64(r.Incarnation), StartCounter: r.StartCounter, Failed: r.Failed,
+			Incarnation: uint64(r.Incarnation), StartCounter: r.StartCounter, StartId: r.StartID, Failed: r.Failed,
 			AdoptedVersion: r.Adopted, RotFound: r.RotFound, RotMended: r.RotMended}
 		if p := r.Resync; p != nil {
 			m.Resync = &pb.ResyncReport{Groups: uint32(p.Groups), Compared: uint32(p.Compared),

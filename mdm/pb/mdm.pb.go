@@ -762,6 +762,7 @@ type DeviceReport struct {
 	Scrub          *ScrubReport  `protobuf:"bytes,12,opt,name=scrub,proto3" json:"scrub,omitempty"`                           // of the newest run, going on or not
 	RotFound       uint64        `protobuf:"varint,13,opt,name=rot_found,json=rotFound,proto3" json:"rot_found,omitempty"`    // blocks that did not match their checksum, since sds started
 	RotMended      uint64        `protobuf:"varint,14,opt,name=rot_mended,json=rotMended,proto3" json:"rot_mended,omitempty"` // of these, written again from another copy
+	StartId        uint64        `protobuf:"varint,15,opt,name=start_id,json=startId,proto3" json:"start_id,omitempty"`       // drawn at the newest start: tells an older image that was started again
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -890,6 +891,13 @@ func (x *DeviceReport) GetRotFound() uint64 {
 func (x *DeviceReport) GetRotMended() uint64 {
 	if x != nil {
 		return x.RotMended
+	}
+	return 0
+}
+
+func (x *DeviceReport) GetStartId() uint64 {
+	if x != nil {
+		return x.StartId
 	}
 	return 0
 }
@@ -4567,7 +4575,7 @@ const file_mdm_proto_rawDesc = "" +
 	"\tfault_set\x18\x03 \x01(\tR\bfaultSet\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\tR\aversion\x12\x18\n" +
 	"\acluster\x18\x05 \x01(\fR\acluster\x124\n" +
-	"\adevices\x18\x06 \x03(\v2\x1a.braid.mdm.v1.DeviceReportR\adevices\"\x9c\x04\n" +
+	"\adevices\x18\x06 \x03(\v2\x1a.braid.mdm.v1.DeviceReportR\adevices\"\xb7\x04\n" +
 	"\fDeviceReport\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\fR\x04uuid\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
@@ -4584,7 +4592,8 @@ const file_mdm_proto_rawDesc = "" +
 	"\x05scrub\x18\f \x01(\v2\x19.braid.mdm.v1.ScrubReportR\x05scrub\x12\x1b\n" +
 	"\trot_found\x18\r \x01(\x04R\brotFound\x12\x1d\n" +
 	"\n" +
-	"rot_mended\x18\x0e \x01(\x04R\trotMended\x1a:\n" +
+	"rot_mended\x18\x0e \x01(\x04R\trotMended\x12\x19\n" +
+	"\bstart_id\x18\x0f \x01(\x04R\astartId\x1a:\n" +
 	"\fVolumesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x04R\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xc6\x01\n" +

@@ -95,6 +95,7 @@ type Device struct {
 	Size         uint64              `json:"size"`
 	Incarnation  cluster.Incarnation `json:"incarnation"`
 	StartCounter uint64              `json:"start_counter"`
+	StartID      uint64              `json:"start_id,omitempty"`
 	Failed       string              `json:"failed,omitempty"`
 	FailedAt     time.Time           `json:"failed_at,omitzero"`
 	Removing     bool                `json:"removing,omitempty"` // is emptied, then removed

@@ -28,6 +28,7 @@ type DeviceReport struct {
 	Size         uint64
 	Incarnation  cluster.Incarnation
 	StartCounter uint64
+	StartID      uint64 // drawn at the newest start; 0: not known
 	Failed       string
 }
 
@@ -190,7 +191,7 @@ func deviceName(d *Device) string { return d.Server + ":" + d.Path }
 
 func (d *Device) take(server string, r DeviceReport) {
 	d.Server, d.Path, d.Size, d.Incarnation = server, r.Path, r.Size, r.Incarnation
-	d.StartCounter, d.Failed = r.StartCounter, r.Failed
+	d.StartCounter, d.StartID, d.Failed = r.StartCounter, r.StartID, r.Failed
 }
 
 // deviceChanged writes what is new about a device and what follows from it.
@@ -212,9 +213,11 @@ func (s *State) deviceChanged(tx *Tx, old, d *Device) {
 		tx.event(Info, "device-up", deviceName(d), "device %d, %s on server %s, serves again",
 			d.ID, d.Path, d.Server)
 	}
-	if d.StartCounter < old.StartCounter {
-		// Rule 21: a counter that went back means an older image of the disk. What
-		// it holds is not what was acked, so it is taken out wherever it can be.
+	if d.StartCounter < old.StartCounter ||
+		d.StartCounter == old.StartCounter && d.StartID != old.StartID && d.StartID != 0 && old.StartID != 0 {
+		// Rule 21: a counter that went back means an older image of the disk, and so
+		// does another start under the same one: the image before that start was started
+		// again. What it holds is not what was acked, so it is taken out wherever it can be.
 		groups, left, last := s.regroup(), 0, 0
 		for _, h := range s.inSync(d.ID, nil) {
 			if len(h.g.InSync) == 1 {
