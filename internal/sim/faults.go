@@ -23,6 +23,9 @@ type Faults struct {
 	Client     int // a client dies
 	Zombie     int // another client takes the volume of one that lives
 	Lie        int // 40 flushes that do nothing: to be caught
+	Move       int // a group that holds data is to lie elsewhere
+	Remove     int // a device is to be emptied and removed, or no longer so
+	ReadError  int // a device reads nothing for a while
 
 	LostRPC    int  // percent of requests and of answers
 	SoleErrors bool // requests may fail where there is one copy
@@ -82,6 +85,9 @@ var actions = []struct {
 	{"client", func(f *Faults) int { return f.Client }, func(w *World, _ *Node) { w.clientDies() }},
 	{"zombie", func(f *Faults) int { return f.Zombie }, func(w *World, _ *Node) { w.zombie() }},
 	{"lie", func(f *Faults) int { return f.Lie }, func(_ *World, n *Node) { n.disk.lies += 40 }},
+	{"move", func(f *Faults) int { return f.Move }, func(w *World, _ *Node) { w.mdm.moveOne() }},
+	{"remove", func(f *Faults) int { return f.Remove }, func(w *World, n *Node) { w.mdm.remove(n) }},
+	{"read-error", func(f *Faults) int { return f.ReadError }, (*World).readErrors},
 }
 
 // Plan draws the faults of a run.

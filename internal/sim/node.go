@@ -54,6 +54,7 @@ type Node struct {
 	mapHeld   bool   // as a client's
 	vacated   uint64 // map version up to which it has freed what lies elsewhere
 	vacating  bool
+	leaving   bool   // it is to be removed
 	flight    []*job // changes that are in the store
 	flushed   map[cluster.VolumeID]flushedTo
 	seen      [][]seen // by volume and chunk

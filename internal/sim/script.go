@@ -69,7 +69,8 @@ type configFlag struct {
 }
 
 func (c *Config) flags() []configFlag {
-	return []configFlag{{"reattach", &c.Reattach}, {"evict", &c.Evict}, {"resync", &c.Resync}}
+	return []configFlag{{"reattach", &c.Reattach}, {"evict", &c.Evict}, {"resync", &c.Resync},
+		{"sole-errors", &c.Faults.SoleErrors}, {"full", &c.Faults.Full}}
 }
 
 func (c *Config) parse(words []string) (err error) {
@@ -84,7 +85,7 @@ func (c *Config) parse(words []string) (err error) {
 		c.Duration, err = time.ParseDuration(rest)
 	case "lost-rpc":
 		_, err = fmt.Sscan(rest, &c.Faults.LostRPC)
-	case "reattach", "evict", "resync":
+	case "reattach", "evict", "resync", "sole-errors", "full":
 		for _, f := range c.flags() {
 			if f.name == words[0] {
 				*f.on = true
@@ -104,9 +105,9 @@ func (c *Config) parse(words []string) (err error) {
 	return err
 }
 
-// Shrink looks for a smaller plan that fails too: it ends where the failure is,
-// and leaves out faults, in ever smaller parts, as long as something still goes
-// wrong. tries bounds the runs.
+// Shrink looks for a smaller run that fails too: fewer faults, in ever smaller
+// parts, no lost answers, fewer volumes, chunks and servers, less time. tries
+// bounds the runs.
 func Shrink(c Config, tries int) (Config, *Report) {
 	worst := Run(c)
 	if worst.Err == nil {
@@ -115,12 +116,12 @@ func Shrink(c Config, tries int) (Config, *Report) {
 	if c.Plan == nil {
 		c.Plan = c.plan()
 	}
-	fails := func(plan []Action) bool {
+	fails := func(change func(*Config)) bool {
 		if tries--; tries < 0 {
 			return false
 		}
 		next := c
-		next.Plan = plan
+		change(&next)
 		r := Run(next)
 		if r.Err == nil {
 			return false
@@ -132,10 +133,21 @@ func Shrink(c Config, tries int) (Config, *Report) {
 		for i := 0; i < len(c.Plan) && tries > 0; {
 			end := min(i+n, len(c.Plan))
 			plan := append(append([]Action{}, c.Plan[:i]...), c.Plan[end:]...)
-			if !fails(plan) {
+			if !fails(func(c *Config) { c.Plan = plan }) {
 				i = end
 			}
 		}
+	}
+	for _, change := range []func(*Config){
+		func(c *Config) { c.Faults.LostRPC = 0 },
+		func(c *Config) { c.Volumes = 1 },
+		func(c *Config) { c.Chunks = 1 },
+		func(c *Config) { c.Chunks = max(c.Chunks/2, 1) },
+		func(c *Config) { c.Servers = max(c.Servers-1, c.Replicas) },
+	} {
+		fails(change)
+	}
+	for c.Duration > time.Second && fails(func(c *Config) { c.Duration = c.Duration * 3 / 4 }) {
 	}
 	return c, worst
 }

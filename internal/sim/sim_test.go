@@ -45,7 +45,15 @@ func full(seed uint64) Config {
 	return c
 }
 
-var mixes = map[string]func(uint64) Config{"basic": basic, "full": full}
+// moves is what operators and planned changes add to all of that.
+func moves(seed uint64) Config {
+	c := full(seed)
+	c.Servers, c.Duration = 4, 30*time.Second
+	c.Faults.Move, c.Faults.Remove = 8, 1
+	return c
+}
+
+var mixes = map[string]func(uint64) Config{"basic": basic, "full": full, "moves": moves}
 
 // complain reports a failing run: its story, and how to see it again.
 func complain(t *testing.T, mix string, cfg Config, r *Report) {
@@ -64,6 +72,9 @@ func TestCampaign(t *testing.T) { campaign(t, *mix) }
 // Goal: the same for clients that die, come back and haunt, and for groups that
 // lose copies and get them back.
 func TestFullCampaign(t *testing.T) { campaign(t, "full") }
+
+// Goal: the same while groups move and devices are removed.
+func TestMovesCampaign(t *testing.T) { campaign(t, "moves") }
 
 func campaign(t *testing.T, mix string) {
 	marks := map[string]int{}
@@ -93,19 +104,20 @@ func campaign(t *testing.T, mix string) {
 	}
 }
 
-// Goal: what a seed once found stays mended. Method: those seeds, under the full
-// mixture of faults.
-func TestSeedsThatFailed(t *testing.T) {
-	for _, seed := range []uint64{
-		21,  // a lost cache hidden by a resync; a dropped copy that could not return
-		92,  // two stamps of one generation with the same tag
-		166, // a held read whose own reply confirmed it was completed twice
-		579, // the same
-	} {
-		cfg := full(seed)
-		if r := Run(cfg); r.Err != nil {
-			complain(t, "full", cfg, r)
-		}
+// Goal: a shrunk run is smaller and fails all the same.
+func TestShrink(t *testing.T) {
+	cfg := full(1000)
+	cfg.Off = rules.Set(rules.LogFirst)
+	least, r := Shrink(cfg, 40)
+	if r.Err == nil || len(least.Plan) >= len(cfg.plan()) {
+		t.Errorf("%d faults of %d are left, the end is %v", len(least.Plan), len(cfg.plan()), r.Err)
+	}
+	again, err := ParseScript(least.Script())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if x := Run(again); x.Hash != r.Hash {
+		t.Errorf("its script is another run: %v, not %v", x.Err, r.Err)
 	}
 }
 
@@ -123,7 +135,9 @@ func TestLyingFlushIsCaught(t *testing.T) {
 	t.Error("nobody noticed")
 }
 
-// Goal: what once failed does not fail again. Method: the scripts of testdata.
+// Goal: what once failed does not fail again. Method: the scripts of testdata,
+// whose faults are told one by one, so that they stay what they are when seeds
+// come to draw others.
 func TestScripts(t *testing.T) {
 	paths, err := filepath.Glob("testdata/*.txt")
 	if err != nil {
@@ -140,6 +154,10 @@ func TestScripts(t *testing.T) {
 				t.Fatal(err)
 			}
 			cfg.Verbose = *loud
+			if *small {
+				cfg, _ = Shrink(cfg, 200)
+				t.Log(cfg.Script())
+			}
 			if r := Run(cfg); r.Err != nil {
 				t.Fatalf("%s\n\n%v", r.Trace, r.Err)
 			}
