@@ -62,7 +62,7 @@ type catchUp struct {
 	Compared uint32 `json:"compared"`
 	Left     uint64 `json:"bytes_left"` // at most
 	Copied   uint64 `json:"bytes_copied"`
-	Rate     uint64 `json:"bytes_per_second"` // 0: not known
+	Rate     uint64 `json:"bytes_per_second"` // that its pace allows; 0: all that goes
 	Seconds  int64  `json:"seconds_left"`     // -1: not known
 	Stuck    string `json:"stuck"`
 }
@@ -316,10 +316,10 @@ func (c *catchUp) text() string {
 	}
 	t += ", " + gb(c.Left) + " left"
 	if c.Rate > 0 {
-		t += " at " + gb(c.Rate) + "/s"
+		t += ", pace " + gb(c.Rate) + "/s"
 	}
 	if c.Seconds >= 0 {
-		t += ", about " + clock(c.Seconds)
+		t += ", about " + clock(c.Seconds) + " at that pace"
 	}
 	if c.Stuck != "" {
 		t += "; stuck: " + c.Stuck

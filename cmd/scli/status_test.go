@@ -151,3 +151,21 @@ func TestTopText(t *testing.T) {
 		t.Errorf("rates without a period: %s", first.text())
 	}
 }
+
+// Goal: what mdm says of exposure and progress arrives; what it does not know is
+// said to be unknown.
+func TestProgress(t *testing.T) {
+	now := time.UnixMilli(1_000_000)
+	s := fromStatus(&pb.StatusResponse{
+		Exposures: []*pb.Exposure{{Copies: 1, Wanted: 2, Groups: 9, SinceMs: 1_000_000 - 41_500}, {Wanted: 2, Groups: 1}},
+		Resyncs: []*pb.DeviceResync{
+			{Device: 2, Name: "sds2:/dev/sdb", Report: &pb.ResyncReport{Groups: 4, Compared: 4, ChunksLeft: 100,
+				BytesCopied: 5, BytesPerSecond: 10 << 20}},
+			{Device: 3, Report: &pb.ResyncReport{Groups: 4, Compared: 3, ChunksLeft: 100, BytesPerSecond: 1}}}}, now)
+	if s.Exposure[0].Seconds != 41 || s.Exposure[1].Seconds != -1 {
+		t.Errorf("exposure %+v", s.Exposure)
+	}
+	if c := s.CatchUp[0]; c.Seconds != 10 || c.Left != 100<<20 || c.Copied != 5 || s.CatchUp[1].Seconds != -1 {
+		t.Errorf("catch-up %+v", s.CatchUp)
+	}
+}

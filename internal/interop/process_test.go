@@ -48,7 +48,13 @@ func (b *logBuffer) String() string {
 // with the test, if it still runs.
 func (c *cluster) start(t *testing.T, name string, args ...string) *process {
 	t.Helper()
-	p := &process{cmd: exec.Command(filepath.Join(c.bin, name), args...), ended: make(chan struct{})}
+	return c.launch(t, filepath.Join(c.bin, name), args...)
+}
+
+// launch is start for a program that is not Braid's.
+func (c *cluster) launch(t *testing.T, path string, args ...string) *process {
+	t.Helper()
+	p := &process{cmd: exec.Command(path, args...), ended: make(chan struct{})}
 	p.cmd.Env = append(os.Environ(), "BRAID_MDM="+c.mdm, "BRAID_RUN="+c.run)
 	p.cmd.Stdout, p.cmd.Stderr = &p.log, &p.log
 	if err := p.cmd.Start(); err != nil {
