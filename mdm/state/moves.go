@@ -79,7 +79,7 @@ func (s *State) isGone(d *Device, now time.Time) bool {
 func (s *State) Housing(now time.Time) []placement.Device {
 	var out []placement.Device
 	for _, d := range s.sortedDevices() {
-		if d.Removing || d.Spare || s.isGone(d, now) {
+		if d.Removing || d.Spare || d.RolledBack || s.isGone(d, now) {
 			continue
 		}
 		c := s.clusterDevice(d)

@@ -287,28 +287,47 @@ func TestRenew(t *testing.T) {
 	}
 }
 
-// Goal: a disk whose start counter went back is an older image; so is one that was
-// started again under the counter that mdm knows, which the number drawn at that
-// start tells. It leaves the in-sync sets wherever there is another copy (rule 21).
-// The same start, reported again, changes nothing.
+// Goal: a disk whose start counter went back, or counts another start under the
+// same number, is an older image: it leaves the in-sync sets wherever there is
+// another copy, is not brought back, and people are told what to do (rule 21).
 func TestRolledBackDevice(t *testing.T) {
-	for _, again := range []DeviceReport{{StartCounter: 9, StartID: 5}, {StartCounter: 8, StartID: 6},
-		{StartCounter: 9, StartID: 7}} {
+	for _, c := range []struct {
+		what           string
+		counter, start uint64
+		rolledBack     bool
+	}{
+		{"the same start, reported again", 9, 77, false},
+		{"the next start", 10, 78, false},
+		{"an earlier start", 8, 76, true},
+		{"another ninth start", 9, 78, true},
+		{"a server that does not tell its start", 9, 0, false},
+	} {
 		b := newBench(t, 3)
+		b.state().Policy = Policy{Evict: true, Resync: true}
 		b.create("v", 2)
 		r := report(0, 1)
-		r.Devices[0].StartCounter, r.Devices[0].StartID = 9, 5
+		r.Devices[0].StartCounter, r.Devices[0].StartID = 9, 77
 		b.register(r)
-		r.Devices[0].StartCounter, r.Devices[0].StartID = again.StartCounter, again.StartID
+		r.Devices[0].StartCounter, r.Devices[0].StartID = c.counter, c.start
 		b.register(r)
-		stays := 0
+		r.Devices[0].StartCounter++ // and what it does later changes nothing
+		r.Devices[0].StartID = 99
+		b.register(r)
+		tx, _ := b.state().Announce(func(cluster.DeviceID) bool { return false }, b.now)
+		b.commit(tx)
+		in := false
 		for _, pg := range b.state().table(1) {
-			if pg.Has(1) {
-				stays++
-			}
+			in = in || pg.Has(1) || pg.Target == 1
 		}
-		if same := again.StartID == 5; same != (stays > 0) {
-			t.Errorf("start %d, number %d: in sync in %d groups", again.StartCounter, again.StartID, stays)
+		if in == c.rolledBack {
+			t.Errorf("%s: the device is in use: %v", c.what, in)
+		}
+		st := b.state().Status(nil)
+		if said := strings.Contains(strings.Join(st.Reasons, " "), "device remove 1 --force"); said != c.rolledBack {
+			t.Errorf("%s: status %+v", c.what, st)
+		}
+		if on := b.state().Housing(b.now); (len(on) == 2) != c.rolledBack {
+			t.Errorf("%s: data is to lie on %v", c.what, on)
 		}
 	}
 }

@@ -98,8 +98,9 @@ type Device struct {
 	StartID      uint64              `json:"start_id,omitempty"`
 	Failed       string              `json:"failed,omitempty"`
 	FailedAt     time.Time           `json:"failed_at,omitzero"`
-	Removing     bool                `json:"removing,omitempty"` // is emptied, then removed
-	Spare        bool                `json:"spare,omitempty"`    // takes no copies yet
+	Removing     bool                `json:"removing,omitempty"`    // is emptied, then removed
+	RolledBack   bool                `json:"rolled_back,omitempty"` // an older image came back
+	Spare        bool                `json:"spare,omitempty"`       // takes no copies yet
 }
 
 // Volume is the record of a volume.

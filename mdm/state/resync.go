@@ -22,7 +22,7 @@ func (s *State) Announce(held func(cluster.DeviceID) bool, now time.Time,
 	r, started := s.regroup(), map[cluster.DeviceID]int{}
 	ready := map[cluster.DeviceID]bool{}
 	for _, d := range s.sortedDevices() {
-		ready[d.ID] = s.clusterDevice(d).Up && d.Incarnation != 0 && !held(d.ID)
+		ready[d.ID] = s.clusterDevice(d).Up && !d.RolledBack && d.Incarnation != 0 && !held(d.ID)
 	}
 	moving := s.moving()
 	for _, number := range s.used() {

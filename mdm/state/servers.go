@@ -218,6 +218,9 @@ func (s *State) deviceChanged(tx *Tx, old, d *Device) {
 		// Rule 21: a counter that went back means an older image of the disk, and so
 		// does another start under the same one: the image before that start was started
 		// again. What it holds is not what was acked, so it is taken out wherever it can be.
+		// Nor is it brought back: its tags can be those of newer bytes, which no compare
+		// by tags would find.
+		d.RolledBack = true
 		groups, left, last := s.regroup(), 0, 0
 		for _, h := range s.inSync(d.ID, nil) {
 			if len(h.g.InSync) == 1 {
@@ -229,8 +232,8 @@ func (s *State) deviceChanged(tx *Tx, old, d *Device) {
 		}
 		tx.event(Error, "device-rolled-back", deviceName(d), "device %d, %s on server %s, counts %d "+
 			"starts, it had %d: an older image of the disk came back; taken out of %d groups, and "+
-			"%d have no other copy", d.ID, d.Path, d.Server, d.StartCounter, old.StartCounter,
-			left, last)
+			"%d have no other copy; `scli device remove %d --force`, then format it anew", d.ID, d.Path, d.Server, d.StartCounter, old.StartCounter,
+			left, last, d.ID)
 		groups.put(tx)
 	}
 	tx.put(deviceKey(d.ID), *d)

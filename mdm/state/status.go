@@ -160,6 +160,10 @@ func (s *State) downParts(st *Status) {
 			server.Since.Format("2006-01-02 15:04:05 MST"))
 	}
 	for _, d := range s.sortedDevices() {
+		if d.RolledBack {
+			st.worse(Degraded, "device %d (%s) came back as an older image of itself and is not used: "+
+				"`scli device remove %d --force`, then format it anew", d.ID, deviceName(d), d.ID)
+		}
 		if d.Failed != "" {
 			st.partsDown++
 			st.worse(Degraded, "device %d (%s) is out of service: %s", d.ID, deviceName(d), d.Failed)
