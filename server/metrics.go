@@ -94,10 +94,17 @@ func sender(out chan<- prometheus.Metric, labels prometheus.Labels) sendFunc {
 func (d *device) collect(out chan<- prometheus.Metric) {
 	send := sender(out, prometheus.Labels{"device": d.path, "uuid": d.uuid.String()})
 	up := 0.0
-	if report := d.currentReport(); report.Failed == "" {
+	report := d.currentReport()
+	if report.Failed == "" {
 		up = 1
 	}
 	send(prometheus.GaugeValue, "device_up", "1 while the device is in service.", up)
+	if r := report.Resync; r != nil {
+		send(prometheus.GaugeValue, "resync_groups", "Groups that are being brought in sync.", float64(r.Groups))
+		send(prometheus.GaugeValue, "resync_chunks_left", "Chunks left to copy, at most.", float64(r.ChunksLeft))
+		send(prometheus.CounterValue, "resync_bytes_total", "Bytes copied to bring groups in sync.",
+			float64(r.BytesCopied))
+	}
 	if !d.live.Load() {
 		return
 	}
