@@ -157,7 +157,8 @@ func TestTopText(t *testing.T) {
 func TestProgress(t *testing.T) {
 	now := time.UnixMilli(1_000_000)
 	s := fromStatus(&pb.StatusResponse{
-		Exposures: []*pb.Exposure{{Copies: 1, Wanted: 2, Groups: 9, SinceMs: 1_000_000 - 41_500}, {Wanted: 2, Groups: 1}},
+		Exposures: []*pb.Exposure{{Copies: 1, Wanted: 2, Groups: 9, SinceMs: 1_000_000 - 41_500},
+			{Wanted: 2, Groups: 1}},
 		Resyncs: []*pb.DeviceResync{
 			{Device: 2, Name: "sds2:/dev/sdb", Report: &pb.ResyncReport{Groups: 4, Compared: 4, ChunksLeft: 100,
 				BytesCopied: 5, BytesPerSecond: 10 << 20}},
