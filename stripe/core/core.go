@@ -22,7 +22,7 @@ type Config struct {
 	ReadOnly   bool
 	Requests   int           // slots; 0: 512. More wait in a queue of any length
 	Frames     int           // frames in flight or unsent; 0: 4096
-	HedgeAfter time.Duration // 0: DefaultHedgeAfter; negative: never
+	HedgeAfter time.Duration // at most; 0: DefaultHedgeAfter; negative: never
 	FlushEvery time.Duration // 0: DefaultFlushEvery; negative: never
 	FlushBytes uint64        // 0: DefaultFlushBytes
 	Lease      time.Duration // of reads, rule 15; 0: DefaultLease
@@ -144,7 +144,9 @@ type Core struct {
 	spare    []Effect // the other half of a pair, see Effects
 	deadline int64    // 0: none
 	readsOut int      // read frames in flight
-	active   int      // slots in use
+	readMean int64    // how long they take, see readTook
+	readDev  int64
+	active   int // slots in use
 	lost     error
 	stats    Stats
 }

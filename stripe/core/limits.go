@@ -50,6 +50,7 @@ const (
 	retryFirst   = int64(5 * time.Millisecond)
 	retryMost    = int64(time.Second)
 	checkEvery   = int64(25 * time.Millisecond) // looking for slow reads
+	hedgeLeast   = int64(30 * time.Millisecond) // after so long at least another replica is asked
 	ioErrorTries = 2                            // before a device's error is believed
 	reportEvery  = int64(500 * time.Millisecond)
 	reportFirst  = int64(time.Second)           // after the attach

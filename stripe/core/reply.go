@@ -74,6 +74,9 @@ func (c *Core) Reply(now int64, l int32, h *transport.Header, sums, text []byte)
 	received := f.receiving
 	c.endReceive(f, fi)
 	if h.Status == transport.StatusOK {
+		if h.Op == transport.OpRead {
+			c.readTook(c.now - f.at)
+		}
 		// It may complete held reads, this frame's own among them where it is the
 		// slower one of two: then nobody waits for the reply any more.
 		c.confirm(dev, f.at)

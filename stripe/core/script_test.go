@@ -442,6 +442,36 @@ func TestHedgedRead(t *testing.T) {
 	}
 }
 
+// Goal: where reads are quick, a slow one is asked elsewhere long before the bound;
+// where they are slow all the same, it is not. Method: reads of a steady latency,
+// then one that is held for a time between.
+func TestHedgeFollowsLatency(t *testing.T) {
+	for _, usual := range []time.Duration{2 * time.Millisecond, 45 * time.Millisecond} {
+		s := newScript(t, nil)
+		s.mustEnd("write", s.write(0, block(1)), nil)
+		read := func(took time.Duration) *bio.Request {
+			for _, d := range s.devs {
+				s.hold[d.id] = true
+			}
+			r := s.begin(bio.Request{Op: bio.Read, Len: 4096, Data: block(0)})
+			s.now += int64(took)
+			return r
+		}
+		for range 40 {
+			r := read(usual)
+			s.hold = map[cluster.DeviceID]bool{}
+			s.settle()
+			s.mustEnd("a usual read", r, nil)
+		}
+		before := s.core.Stats().Hedges
+		read(35 * time.Millisecond)
+		s.tick(0)
+		if hedged := s.core.Stats().Hedges > before; hedged != (usual < 10*time.Millisecond) {
+			t.Errorf("reads take %v, one takes 35 ms: hedged %v", usual, hedged)
+		}
+	}
+}
+
 // Goal: a fenced client stops, and says so. Method: one StatusFenced.
 func TestFencedStopsEverything(t *testing.T) {
 	s := newScript(t, nil)

@@ -65,14 +65,36 @@ func (c *Core) wantCheck() {
 	}
 }
 
+// readTook counts how long a device took to answer a read, as TCP counts round
+// trips (RFC 6298): a mean, and a mean deviation from it.
+func (c *Core) readTook(d int64) {
+	if c.readMean == 0 {
+		c.readMean, c.readDev = d, d/2
+		return
+	}
+	off := d - c.readMean
+	c.readMean += off / 8
+	c.readDev += (max(off, -off) - c.readDev) / 4
+}
+
+// hedgeAfter is how long a read may take before another replica is asked as well:
+// longer than nearly all have taken lately, within bounds.
+func (c *Core) hedgeAfter() int64 {
+	most := int64(c.cfg.HedgeAfter)
+	if c.readMean == 0 {
+		return most
+	}
+	return min(max(c.readMean+8*c.readDev, hedgeLeast), most)
+}
+
 // hedge asks a second replica where the first is slow. Whichever answers first
 // with good bytes wins.
 func (c *Core) hedge() {
-	budget := hedgesPerTick
+	budget, after := hedgesPerTick, c.hedgeAfter()
 	for i := range c.frames[:c.frameHigh] {
 		f := &c.frames[i]
 		if !f.used || f.ended || f.receiving || f.copy == none ||
-			f.Header.Op != transport.OpRead || c.now-f.at < int64(c.cfg.HedgeAfter) {
+			f.Header.Op != transport.OpRead || c.now-f.at < after {
 			continue
 		}
 		pi := f.copy / MaxCopies
