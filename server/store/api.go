@@ -150,7 +150,7 @@ type Marks uint8
 // The marks.
 const (
 	MarkSuspect  Marks = 1 << iota // left by an earlier generation or start: to be resolved
-	MarkVerify                     // this device crashed: its blocks are compared with their sums on first use
+	MarkVerify                     // after a crash or a failed write: compared with the checksums on first use
 	MarkTarget                     // the copy is the target of a resync and not yet whole (rule 20)
 	MarkPoisoned                   // a write failed here: what is on the disk is unknown
 )

@@ -267,9 +267,12 @@ func (c *Core) requestIODone(r *Request, err error) {
 	if err != nil {
 		// What the blocks hold is unknown now. The region stays in the log until it
 		// is resolved, and the incarnation changes: the client counts this copy as lost.
+		// The blocks are compared with their checksums before they are used again: what
+		// does not match is torn, as after a crash, and not rot.
 		c.ioErrs++
 		c.stats.Errors++
-		c.al.mark(r.al, c.al.ent[r.al].marks|MarkPoisoned)
+		c.al.mark(r.al, c.al.ent[r.al].marks|MarkPoisoned|MarkVerify)
+		c.verify.cursor = 0
 		c.endChange(r, transport.StatusIO)
 		return
 	}

@@ -80,6 +80,46 @@ func TestFailedWrite(t *testing.T) {
 	}
 }
 
+// Goal: what a failed write may have left is torn, to be resolved, and not rot, to
+// be repaired: there may be no other copy. Another write that is under way in the
+// chunk meanwhile is not taken for torn.
+func TestFailedWriteIsTorn(t *testing.T) {
+	g := newRig(t, testSize, Config{})
+	g.fence(1, 1)
+	g.must(writeReq(1, 1, 1, 0, 0, 16384, 1))
+	g.flush(1, 1, 1)
+	g.must(writeReq(1, 1, 2, 1, 0, 4096, 1))
+	g.flush(1, 1, 2) // proves the group before: nothing has to be written first
+	g.core.Submit(writeReq(1, 1, 2, 0, 8192, 4096, 3))
+	g.collect()
+	other := g.pending[0]
+	g.pending = nil
+	w := writeReq(1, 1, 2, 0, 4096, 4096, 2)
+	at := g.core.lay.dataAt(g.slotOf(0)) + 4096
+	g.disk.Fail(disk.Fault{Op: "write", Off: at, Len: 4096, Times: 1})
+	if st := g.do(w); st != transport.StatusIO {
+		t.Fatalf("write: %d", st)
+	}
+	if _, err := g.disk.WriteAt(w.Data, at); err != nil { // it came through all the same
+		t.Fatal(err)
+	}
+	sums := &Request{Op: OpSums, Volume: 1, Gen: 1, Data: alignedBytes(cluster.ChunkSize), Table: &transport.SumTable{}}
+	g.core.Submit(sums)
+	g.collect()
+	if len(g.pending) != 0 {
+		t.Fatal("the chunk was read while a write was under way")
+	}
+	g.pending = append(g.pending, other)
+	g.run()
+	x := sums.Table
+	if x.Torn != (transport.Bitmap{1 << 1}) || x.Rot != (transport.Bitmap{}) || Marks(x.Marks)&MarkPoisoned == 0 {
+		t.Fatalf("torn %x, rot %x, marks %v", x.Torn, x.Rot, Marks(x.Marks))
+	}
+	g.must(writeReq(1, 1, 2, 0, 4096, 4096, 4))
+	g.want(1, 1, 0, 4096, 4096, 4)
+	g.want(1, 1, 0, 8192, 4096, 3)
+}
+
 // Goal: a read error costs that read only.
 func TestFailedRead(t *testing.T) {
 	g := newRig(t, testSize, Config{})

@@ -122,6 +122,11 @@ func (c *Core) readDone(r *Request, err error) {
 		c.reply(r, transport.StatusIO)
 		return
 	}
+	if r.Op == OpSums && c.isDoubted(c.slots.info[r.slot].al) { // a write has failed meanwhile
+		r.page, r.stage = 0, stageStart
+		c.stepRead(r)
+		return
+	}
 	if r.Op == OpSums {
 		c.fillTable(r, p, r.slot, r.io.Data, r.present.first())
 		c.reply(r, transport.StatusOK)

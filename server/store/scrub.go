@@ -227,8 +227,9 @@ func (c *Core) scrubData(r *Request) {
 func (c *Core) scrubbed(r *Request, err error) {
 	p, t := c.cache.at(r.page), r.Table
 	a := r.present.first()
+	isDoubted := c.isDoubted(c.slots.info[r.slot].al) // a write has failed meanwhile
 	for i := range uint32(blocks) {
-		if !r.present.has(i) || p.flying.has(i) || !p.bits.has(i) || p.sums[i] != t.Sums[i] {
+		if !r.present.has(i) || isDoubted || p.flying.has(i) || !p.bits.has(i) || p.sums[i] != t.Sums[i] {
 			continue
 		}
 		o := (i - a) << blockShift

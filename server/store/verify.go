@@ -38,7 +38,7 @@ type verifyState struct {
 	io     IO
 	buf    []byte
 	first  uint32
-	cursor uint32 // of verifyNext; only a start adds the mark
+	cursor uint32 // of verifyNext; a start and a failed write add the mark
 }
 
 type verifyStage uint8
@@ -79,7 +79,7 @@ func (c *Core) pumpVerify() {
 				continue
 			}
 			i := c.pageOf(ent.slot - 1)
-			if i == 0 {
+			if i == 0 || !c.isQuiet(i) {
 				return // tried again when something moves
 			}
 			v.queue = v.queue[:copy(v.queue, v.queue[1:])]
@@ -101,6 +101,12 @@ func (c *Core) pumpVerify() {
 			return
 		}
 	}
+}
+
+// isQuiet reports that no data of a page's chunk is being written. New writes
+// wait for the verification.
+func (c *Core) isQuiet(i uint32) bool {
+	return c.cache.at(i).flying.empty() && c.mend.page != i
 }
 
 func (c *Core) readVerify(p *page) {
