@@ -110,6 +110,8 @@ func secondAttach(t *testing.T, b *bench) {
 	b.intact(t)
 
 	b.volume(t, "taken", "16M", "--replicas", "2")
+	b.refused(t, 1, []string{"sdc: attach the only volume: there are several volumes", "--volume", "keep, taken"},
+		"sdc", "serve", "--socket", filepath.Join(b.dir, "second.sock"))
 	first := b.offer(t, "taken", "first")
 	b.do(t, "qemu-io", "-f", "raw", "-c", "write -q -P 3 0 1M", "-c", "flush", first.uri)
 	second := b.offer(t, "taken", "second", "--force")
@@ -119,7 +121,7 @@ func secondAttach(t *testing.T, b *bench) {
 	if err := first.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	if code := first.end(t); code != 1 {
+	if code := first.end(t); code != 1 || !strings.Contains(first.log.String(), "sdc: detach volume taken: it was lost") {
 		t.Errorf("the fenced sdc ends with code %d", code)
 	}
 	second.stop(t)

@@ -37,7 +37,7 @@ func (s *State) Attach(r AttachRequest, persisted func(cluster.VolumeID) cluster
 	now time.Time) (*Tx, *Volume, *Session, error) {
 	op := "attach volume " + r.Volume
 	if r.Volume == "" {
-		op = "attach"
+		op = "attach the only volume"
 	}
 	v, err := s.named(op, r.Volume)
 	if err != nil {

@@ -161,11 +161,7 @@ func (e *Export) end(hard context.Context, served chan error) error {
 	}
 	ctx, cancelDetach := context.WithTimeout(hard, detachTime)
 	defer cancelDetach()
-	err := e.volume.Detach(ctx)
-	if err != nil {
-		err = fmt.Errorf("detach volume %s: %w", e.Name(), err)
-	}
-	err = errors.Join(err, e.server.Close())
+	err := errors.Join(e.volume.Detach(ctx), e.server.Close())
 	if served != nil {
 		err = errors.Join(err, <-served)
 	}
