@@ -16,7 +16,7 @@ import (
 )
 
 var (
-	seeds = flag.Int("seeds", 40, "how many seeds a campaign runs")
+	seeds = flag.Int("seeds", 40/slow, "how many seeds a campaign runs")
 	first = flag.Uint64("seed", 1, "the first seed")
 	loud  = flag.Bool("story", false, "print the whole trace of a failing run")
 	small = flag.Bool("shrink", false, "look for a smaller plan that fails")
