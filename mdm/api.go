@@ -143,7 +143,8 @@ func deviceReports(reports []*pb.DeviceReport) ([]state.DeviceReport, error) {
 		if err != nil {
 			return nil, fmt.Errorf("device %s: %w", r.Path, err)
 		}
-		out[i] = state.DeviceReport{UUID: uuid, Path: r.Path, Size: r.Size, StartCounter: r.StartCounter, StartID: r.StartId,
+		out[i] = state.DeviceReport{UUID: uuid, Path: r.Path, Size: r.Size, StartCounter: r.StartCounter,
+			StartID:     r.StartId,
 			Incarnation: cluster.Incarnation(r.Incarnation), Failed: r.Failed}
 	}
 	return out, nil

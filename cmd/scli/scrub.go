@@ -74,7 +74,8 @@ func (a *app) showScrubs(s *pb.ScrubStatusResponse, only []uint32) error {
 		rows = append(rows, []string{fmt.Sprint(s.Device), s.Name, s.State, done, fmt.Sprint(s.Rotten),
 			fmt.Sprint(s.Mended), fmt.Sprint(s.Unmended), s.Started})
 	}
-	printTable(a.out, []string{">DEVICE", "PATH", "STATE", "READ", ">ROTTEN", ">MENDED", ">NOT MENDED", "STARTED"}, rows)
+	printTable(a.out, []string{">DEVICE", "PATH", "STATE", "READ", ">ROTTEN", ">MENDED", ">NOT MENDED",
+		"STARTED"}, rows)
 	return nil
 }
 

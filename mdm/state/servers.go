@@ -232,8 +232,8 @@ func (s *State) deviceChanged(tx *Tx, old, d *Device) {
 		}
 		tx.event(Error, "device-rolled-back", deviceName(d), "device %d, %s on server %s, counts %d "+
 			"starts, it had %d: an older image of the disk came back; taken out of %d groups, and "+
-			"%d have no other copy; `scli device remove %d --force`, then format it anew", d.ID, d.Path, d.Server, d.StartCounter, old.StartCounter,
-			left, last, d.ID)
+			"%d have no other copy; `scli device remove %d --force`, then format it anew", d.ID,
+			d.Path, d.Server, d.StartCounter, old.StartCounter, left, last, d.ID)
 		groups.put(tx)
 	}
 	tx.put(deviceKey(d.ID), *d)

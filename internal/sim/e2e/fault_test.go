@@ -25,7 +25,8 @@ type mortal struct {
 	dead atomic.Bool
 }
 
-func (m *mortal) RenewSession(ctx context.Context, id string, states []client.SessionState) ([]cluster.VolumeID, error) {
+func (m *mortal) RenewSession(ctx context.Context, id string, states []client.SessionState,
+) ([]cluster.VolumeID, error) {
 	if m.dead.Load() {
 		return nil, errGone
 	}
