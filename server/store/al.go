@@ -29,6 +29,7 @@ type alEntry struct {
 	durMarks Marks  // as in the newest one that is durable
 	unlog    bool   // its stamp is all that has to become durable
 	isQueued bool   // its add record waits for a commit
+	isFailed bool   // to be verified because a write failed, not after a crash: bits are known
 	freeing  uint32 // slots of its chunk whose removal is not durable yet
 	lru      link   // by last use
 	log      link   // by logSeq

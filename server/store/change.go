@@ -272,6 +272,7 @@ func (c *Core) requestIODone(r *Request, err error) {
 		c.ioErrs++
 		c.stats.Errors++
 		c.al.mark(r.al, c.al.ent[r.al].marks|MarkPoisoned|MarkVerify)
+		c.al.ent[r.al].isFailed = true
 		c.verify.cursor = 0
 		c.endChange(r, transport.StatusIO)
 		return

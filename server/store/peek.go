@@ -21,7 +21,9 @@ type Peek struct {
 // Peek looks a chunk up.
 func (c *Core) Peek(volume cluster.VolumeID, layer uint32, chunk uint64) (p Peek) {
 	key := chunkKey{volume: uint64(volume), chunk: chunk, layer: layer}
+	isUnknown := false
 	if e := c.al.find(&key); e != 0 {
+		isUnknown = c.isDoubted(e) && !c.al.ent[e].isFailed
 		p.Logged, p.Marks = c.al.ent[e].state == alDurable, c.al.ent[e].marks
 	}
 	slot, ok := c.slots.find(&key)
@@ -35,7 +37,7 @@ func (c *Core) Peek(volume cluster.VolumeID, layer uint32, chunk uint64) (p Peek
 	if t := c.torn[key]; t != nil {
 		t.bits.put(p.Torn[:])
 	}
-	if in.page == 0 || p.Marks&MarkVerify != 0 {
+	if in.page == 0 || isUnknown {
 		return p
 	}
 	if page := c.cache.at(in.page); page.state == pageReady {

@@ -295,6 +295,7 @@ func (c *Core) endVerify(st transport.Status) {
 func (c *Core) verified(e uint32) {
 	ent := &c.al.ent[e]
 	c.al.mark(e, ent.marks&^c.settled())
+	ent.isFailed = false
 	if ent.state == alPending {
 		return // they wait for that as well
 	}
