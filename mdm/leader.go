@@ -26,6 +26,7 @@ type leader struct {
 	leases *leases
 	care   *care
 	mover  mover
+	health healthWatch
 	end    context.CancelFunc // ends the term
 	log    *slog.Logger
 
@@ -182,7 +183,7 @@ func (l *leader) tick(ctx context.Context) error {
 			l.leases.extend(late)
 		}
 		last = now
-		if err := errors.Join(l.expire(ctx), l.tend(ctx)); err != nil {
+		if err := errors.Join(l.expire(ctx), l.tend(ctx), l.tellHealth(ctx)); err != nil {
 			// It passes: etcd may be without a quorum. The leases stay as they are
 			// and the next tick tries again.
 			l.log.Warn("leases that ran out could not be ended", "error", err)

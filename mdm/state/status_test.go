@@ -2,7 +2,10 @@
 
 package state
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 func (y *yard) health(want, when string) {
 	y.t.Helper()
@@ -31,7 +34,36 @@ func TestHealthOfALoss(t *testing.T) {
 	y.health(Rebalancing, "data moves to a server that joined")
 	y.carry(2)
 	y.health(OK, "it has moved")
+	y.tell(0)
 	y.down(1)
 	y.down(2)
 	y.health(Unavailable, "two of three are down")
+	y.tell(1)
+	if e := y.newest(); e.Kind != "health" || e.Severity != Error || e.Subject != Unavailable ||
+		!strings.Contains(e.Text, "was ok") || !strings.Contains(e.Text, "I/O to them waits") {
+		y.t.Errorf("event %+v", e)
+	}
+	y.tell(0)
+	y.restart(1, true)
+	y.restart(2, true)
+	y.carry(1)
+	y.tell(1)
+	if e := y.newest(); e.Subject != OK || e.Severity != Info {
+		y.t.Errorf("event %+v", e)
+	}
+}
+
+// tell tells the health, which makes so many events.
+func (y *yard) tell(want uint64) {
+	y.t.Helper()
+	before := y.state().LastEvent()
+	y.commit(y.state().TellHealth(nil, y.now))
+	if n := y.state().LastEvent() - before; n != want {
+		y.t.Errorf("%d events, want %d", n, want)
+	}
+}
+
+func (y *yard) newest() Event {
+	events := y.state().Events(0, 1)
+	return events[len(events)-1]
 }
