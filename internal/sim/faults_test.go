@@ -133,7 +133,11 @@ var faults = []schedule{
 			a.disk.cached, a.disk.base = image.cached, image.base
 		}
 		s.up(a)
-		s.joins(0, 0, a)
+		s.run(10 * s1)
+		if !s.over() && s.inSync(0, 0, a) {
+			s.w.failf("an older image of a disk is in sync (rule 21)")
+		}
+		s.w.cfg.Resync = false // it stays out for good: nobody waits for it
 	}},
 	{name: "groups move under load", cfg: shape(4, 2, 2, 2), play: func(s *stage) {
 		for i := range s.w.volumes {

@@ -233,7 +233,8 @@ func (n *Node) reach() bool { return !n.cutOff }
 
 func (n *Node) deviceReport() state.DeviceReport {
 	r := state.DeviceReport{UUID: n.uuid, Path: "/dev/" + n.name, Size: uint64(n.disk.Size()),
-		Incarnation: n.core.Incarnation(), StartCounter: n.core.Identity().Starts}
+		Incarnation: n.core.Incarnation(), StartCounter: n.core.Identity().Starts,
+		StartID: n.core.Identity().StartID}
 	if n.state == nodeFailed {
 		r.Failed = n.core.Err().Error()
 	}

@@ -101,6 +101,7 @@ func (n *Node) start() {
 		if n.life != life {
 			return
 		}
+		n.cfg.StartID = uint64(n.life+1)<<8 | uint64(n.id)
 		core, err := store.Open(n.disk, n.cfg)
 		if errors.Is(err, errKilled) {
 			n.w.mark("crash while a store opens")
