@@ -10,6 +10,7 @@ import "sync/atomic"
 type Counters struct {
 	framesIn, framesOut atomic.Uint64
 	bytesIn, bytesOut   atomic.Uint64
+	copied              atomic.Uint64
 	recvs, sends        atomic.Uint64
 	pauses              atomic.Uint64
 	opened              atomic.Uint64
@@ -20,6 +21,7 @@ type Counters struct {
 type Stats struct {
 	FramesIn, FramesOut uint64
 	BytesIn, BytesOut   uint64
+	Copied              uint64 // bytes of payload copied between buffers, in both directions
 	Recvs, Sends        uint64 // socket operations completed
 	Pauses              uint64 // times Handler.Incoming had no buffer
 	Opened              uint64 // connections started
@@ -30,7 +32,7 @@ type Stats struct {
 func (c *Counters) Read() Stats {
 	s := Stats{
 		FramesIn: c.framesIn.Load(), FramesOut: c.framesOut.Load(),
-		BytesIn: c.bytesIn.Load(), BytesOut: c.bytesOut.Load(),
+		BytesIn: c.bytesIn.Load(), BytesOut: c.bytesOut.Load(), Copied: c.copied.Load(),
 		Recvs: c.recvs.Load(), Sends: c.sends.Load(),
 		Pauses: c.pauses.Load(), Opened: c.opened.Load(),
 	}

@@ -40,6 +40,7 @@ type inbound struct {
 	iov   []unix.Iovec
 
 	frames uint64 // completed since the counters were last told
+	copied int    // bytes of payload since then, from buf to the views
 }
 
 type stage uint8
@@ -160,7 +161,8 @@ func (c *Conn) received(res int) {
 	}
 	c.parse()
 	c.counters.received(in.frames, uint64(res))
-	in.frames = 0
+	c.counters.copied.Add(uint64(in.copied))
+	in.frames, in.copied = 0, 0
 }
 
 // parse handles everything that is in the buffer. Each call to the handler may
@@ -254,6 +256,7 @@ func (in *inbound) takeBuffered() {
 	for in.left > 0 && in.r < in.w {
 		n := copy(in.views[in.next][in.off:], in.buf[in.r:in.w])
 		in.r += n
+		in.copied += n
 		in.advance(n)
 	}
 }

@@ -72,6 +72,7 @@ type outbound struct {
 	iov    []unix.Iovec // what is left of the batch
 	total  int          // bytes of the batch
 	done   int          // of these, taken by the kernel
+	copied int          // bytes of payload that lie in buf
 }
 
 func (out *outbound) init(c *Conn) {
@@ -120,13 +121,14 @@ func (c *Conn) flush() {
 		return
 	}
 	out.gather()
+	c.counters.copied.Add(uint64(out.copied))
 	c.push()
 }
 
 // gather moves messages from the queue to the batch while they fit.
 func (out *outbound) gather() {
 	out.buf, out.iov = out.buf[:0], out.iov[:0]
-	out.total, out.done = 0, 0
+	out.total, out.done, out.copied = 0, 0, 0
 	run := 0 // start of the part of buf that is not in iov yet
 	for m := out.queue.head; m != nil && out.total < sendBytes; m = out.queue.head {
 		small := m.Header.Payload < SmallPayload
@@ -148,6 +150,7 @@ func (out *outbound) gather() {
 			for _, v := range m.Payload {
 				out.buf = append(out.buf, v...)
 			}
+			out.copied += int(m.Header.Payload)
 		} else {
 			out.iov = appendIovec(out.iov, out.buf[run:])
 			run = len(out.buf)
