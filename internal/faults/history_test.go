@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build faults
+
+package faults
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+)
+
+// request is one request to one block, as the history has it. Values are the
+// numbers of writes; 0 is the block before any.
+type request struct {
+	block   int
+	write   bool
+	value   uint64 // written
+	unknown bool   // a write whose outcome nobody knows
+}
+
+// history is everything that was asked and answered. A write that lost its
+// connection stays open until the next attach returns: by then it has happened or
+// never will, for its client is fenced.
+type history struct {
+	began time.Time
+	mu    sync.Mutex // guards the rest
+	ops   []porcupine.Operation
+	open  []porcupine.Operation
+	over  []int64       // when each attach but the last was over
+	last  time.Time     // a write was answered last
+	pause time.Duration // the longest time without an answered write since mark
+}
+
+func newHistory() *history { return &history{began: time.Now(), last: time.Now()} }
+
+func (h *history) now() int64 { return int64(time.Since(h.began)) }
+
+// done adds what was answered.
+func (h *history) done(worker int, r request, call int64, seen uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.ops = append(h.ops, porcupine.Operation{ClientId: worker, Input: r, Call: call, Output: seen, Return: h.now()})
+	if r.write {
+		now := time.Now()
+		h.pause = max(h.pause, now.Sub(h.last))
+		h.last = now
+	}
+}
+
+// lost adds a write without an answer, sent through that attach (they count from 0).
+func (h *history) lost(worker int, r request, call int64, attach int) {
+	r.unknown = true
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	op := porcupine.Operation{ClientId: worker, Input: r, Call: call, Output: uint64(0)}
+	if attach >= len(h.over) {
+		h.open = append(h.open, op)
+		return
+	}
+	op.Return = h.over[attach]
+	h.ops = append(h.ops, op)
+}
+
+// attached closes what was open: a new attach has returned.
+func (h *history) attached() (attach int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, op := range h.open {
+		op.Return = h.now()
+		h.ops = append(h.ops, op)
+	}
+	h.open = nil
+	h.over = append(h.over, h.now())
+	return len(h.over)
+}
+
+// mark begins a new measurement of the longest pause and returns the last one's.
+func (h *history) mark() time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	pause := max(h.pause, time.Since(h.last))
+	h.pause, h.last = 0, time.Now()
+	return pause
+}
+
+// register is a block: it holds the value of the last write; a write of unknown
+// outcome happened or did not.
+var register = porcupine.NondeterministicModel{
+	Init: func() []any { return []any{uint64(0)} },
+	Step: func(state, input, output any) []any {
+		r := input.(request)
+		switch {
+		case r.unknown:
+			return []any{state, r.value}
+		case r.write:
+			return []any{r.value}
+		case output.(uint64) == state.(uint64):
+			return []any{state}
+		}
+		return nil
+	},
+}
+
+// check holds every block's history against the model.
+func (h *history) check(t *testing.T) {
+	t.Helper()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.open) > 0 {
+		t.Fatalf("%d writes are still open", len(h.open))
+	}
+	blocks := map[int][]porcupine.Operation{}
+	for _, op := range h.ops {
+		b := op.Input.(request).block
+		blocks[b] = append(blocks[b], op)
+	}
+	model := register.ToModel()
+	most := 0
+	for b, ops := range blocks {
+		most = max(most, len(ops))
+		if res := porcupine.CheckOperationsTimeout(model, ops, time.Minute); res != porcupine.Ok {
+			t.Errorf("block %d: %s: %s", b, res, tell(ops))
+		}
+	}
+	t.Logf("%d requests to %d blocks, at most %d a block, are linearizable", len(h.ops), len(blocks), most)
+}
+
+// tell is the end of a block's history in words.
+func tell(ops []porcupine.Operation) (text string) {
+	for _, op := range ops[max(0, len(ops)-40):] {
+		r := op.Input.(request)
+		what := fmt.Sprintf("read saw %d", op.Output)
+		if r.write {
+			what = fmt.Sprintf("wrote %d", r.value)
+		}
+		if r.unknown {
+			what += " or not"
+		}
+		text += fmt.Sprintf("\n  %12v to %12v worker %d %s",
+			time.Duration(op.Call), time.Duration(op.Return), op.ClientId, what)
+	}
+	return text
+}
+
+// stamp fills a block with its number and the number of the write.
+func stamp(p []byte, number int, value uint64) {
+	for i := 0; i < len(p); i += 16 {
+		binary.LittleEndian.PutUint64(p[i:], value)
+		binary.LittleEndian.PutUint64(p[i+8:], uint64(number)<<16|uint64(i))
+	}
+}
+
+// stamped is the number of the write that a block comes from whole.
+func stamped(p []byte, number int) (value uint64, err error) {
+	value = binary.LittleEndian.Uint64(p)
+	for i := 0; i < len(p); i += 16 {
+		v, where := binary.LittleEndian.Uint64(p[i:]), binary.LittleEndian.Uint64(p[i+8:])
+		want := uint64(number)<<16 | uint64(i)
+		if value == 0 {
+			want = 0
+		}
+		if v != value || where != want {
+			return value, fmt.Errorf("block %d: write %d at its begin, write %d of block %d at %d",
+				number, value, v, where>>16, i)
+		}
+	}
+	return value, nil
+}
