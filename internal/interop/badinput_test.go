@@ -121,7 +121,8 @@ func secondAttach(t *testing.T, b *bench) {
 	if err := first.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	if code := first.end(t); code != 1 || !strings.Contains(first.log.String(), "sdc: detach volume taken: it was lost") {
+	code := first.end(t)
+	if code != 1 || !strings.Contains(first.log.String(), "sdc: detach volume taken: it was lost") {
 		t.Errorf("the fenced sdc ends with code %d", code)
 	}
 	second.stop(t)
