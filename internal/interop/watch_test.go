@@ -66,7 +66,7 @@ func TestWatchALoad(t *testing.T) {
 	c.volume(t, "db", "64M")
 	e := c.serve(t, "db", "--metrics", "127.0.0.1:0", "--pprof")
 	load := c.launch(t, "fio", "--name=load", "--ioengine=nbd", "--uri="+e.uri, "--rw=randrw", "--bs=4k",
-		"--iodepth=8", "--size=32m", "--time_based", "--runtime=60", "--fsync=64")
+		"--iodepth=8", "--size=32m", "--time_based", "--runtime=60", "--fsync=64", "--thread")
 	load.until(t, "top shows the load", func() bool {
 		v := decode[topOfClient](t, c.do(t, "sdc", "top", "--once", "--interval", "300ms", "-o", "json")).Volumes
 		if len(v) != 1 || v[0].Volume != "db" || v[0].Read.Count == 0 || v[0].Write.P99US <= 0 ||
