@@ -24,7 +24,7 @@ on_exit() {
 	[ $code != 0 ] || exit 0
 	say "ended with code $code; the daemons' logs end so:" >&2
 	tail -n 15 "$dir"/cluster/*.log "$dir"/cluster/run/*.log "$dir"/*.log >&2 || :
-	dmesg | tail -n 15 >&2 || :
+	dmesg | tail -n 40 >&2 || :
 	exit $code
 }
 trap on_exit EXIT
