@@ -33,7 +33,7 @@ type history struct {
 	open  []porcupine.Operation
 	over  []int64       // when each attach but the last was over
 	last  time.Time     // a write was answered last
-	pause time.Duration // the longest time without an answered write since mark
+	pause time.Duration // since mark: the slowest write, or the longest time in which none was answered
 }
 
 func newHistory() *history { return &history{began: time.Now(), last: time.Now()} }
@@ -47,7 +47,7 @@ func (h *history) done(worker int, r request, call int64, seen uint64) {
 	h.ops = append(h.ops, porcupine.Operation{ClientId: worker, Input: r, Call: call, Output: seen, Return: h.now()})
 	if r.write {
 		now := time.Now()
-		h.pause = max(h.pause, now.Sub(h.last))
+		h.pause = max(h.pause, now.Sub(h.last), time.Duration(h.now()-call))
 		h.last = now
 	}
 }
