@@ -156,6 +156,31 @@ var faults = []schedule{
 			}
 		}
 	}},
+	{name: "a source fails a write while nothing is asked of it", cfg: shape(2, 2, 1, 2), play: func(s *stage) {
+		s.write(0, 0)
+		s.flush(0)
+		a, b, c := s.copies(0, 0)[0], s.copies(0, 0)[1], s.client(0)
+		s.kill(b)
+		s.leaves(0, 0, b)
+		s.write(0, 0)
+		s.flush(0)
+		s.hold(to(c, b, transport.OpLock))
+		s.up(b)
+		s.caught("a lock")
+		inc := a.core.Incarnation()
+		a.disk.failNext.write = true
+		q := s.ask(0, bio.Write, cluster.BlocksPerChunk, 1)
+		s.until("another incarnation", func() bool { return a.core.Incarnation() != inc })
+		s.run(s1) // mdm knows, and the target has heard
+		for _, x := range slices.Clone(b.conns) {
+			if x.c.client == c {
+				x.c.cut()
+			}
+		}
+		s.release()
+		s.ends(q)
+		s.joins(0, 0, b)
+	}},
 	{name: "nobody hears the manager's answer", cfg: shape(2, 2, 1, 1), play: func(s *stage) {
 		s.write(0, 0)
 		a, b := s.copies(0, 0)[0], s.copies(0, 0)[1]

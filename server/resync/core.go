@@ -263,11 +263,23 @@ func (c *Core) Ready(now int64, list []Ready) {
 			if r.t.PG == x.PG && r.t.Attempt == x.Attempt {
 				r.sources = slices.Clone(x.Sources)
 				slices.SortFunc(r.sources, func(a, b Source) int { return cmp.Compare(a.Device, b.Device) })
+				c.renewPeers(r.sources)
 			}
 		}
 	}
 	c.mutateReady()
 	c.wantPeers()
+}
+
+// renewPeers closes the connections whose device has another incarnation by now
+// than when they were opened: a write error changes it under an open connection,
+// and where nothing is asked there any more no answer would tell.
+func (c *Core) renewPeers(sources []Source) {
+	for _, s := range sources {
+		if p := c.peer(s.Device); p.up && p.inc != s.Incarnation {
+			c.emit(Effect{Kind: EffectDisconnect, Device: s.Device})
+		}
+	}
 }
 
 // mutateReady gives attempts the sources that they have without rules 13, 23 and
