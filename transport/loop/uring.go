@@ -21,10 +21,10 @@ const (
 const reapBatch = 64
 
 // A wait keeps the loop's processor from others for keepProcessor ns, if so many
-// waits before it were shorter than that. One ping and its answer are fewer.
+// waits before it were shorter than that. The pings of some connections are fewer.
 const (
 	keepProcessor = 20_000_000
-	shortWaits    = 6
+	shortWaits    = 32
 )
 
 // uring is the engine on an io_uring.
