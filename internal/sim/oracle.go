@@ -138,7 +138,26 @@ func (o *oracle) read(q *request, b uint64, data []byte, low uint32) {
 			o.v.name, b, q.client, id, h, o.v.w.where(o.v, b))
 		return
 	}
+	if h.rewritten(id, i) {
+		h.low = max(h.low, i) // which of the two it was is not known
+		return
+	}
 	o.seen(h, i)
+}
+
+// rewritten reports whether a version after i that no attach had to settle has
+// the same contents, as zeroes often do: a read of them does not tell that the
+// attach settled for version i.
+func (h *history) rewritten(id uint64, i uint32) bool {
+	if h.at(i).state != ghost {
+		return false
+	}
+	for k := i + 1; k < h.end(); k++ {
+		if v := h.at(k); v.id == id && v.state != never && v.state != ghost {
+			return true
+		}
+	}
+	return false
 }
 
 // torn takes bytes that are a mixture: of a block that was being written, or not
