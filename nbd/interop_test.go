@@ -30,9 +30,12 @@ func (r *rig) tool(name string, args ...string) string {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Dir = r.t.TempDir()
-	out, err := cmd.CombinedOutput()
+	// Apart: nbdinfo's shell complains there when the machine has no file(1).
+	var errors bytes.Buffer
+	cmd.Stderr = &errors
+	out, err := cmd.Output()
 	if err != nil {
-		r.t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+		r.t.Fatalf("%s %s: %v\n%s%s", name, strings.Join(args, " "), err, out, errors.Bytes())
 	}
 	return string(out)
 }

@@ -8,7 +8,7 @@
 . "$(dirname -- "$0")/lib.sh"
 
 # pid prints the process id of the newest daemon.
-pid() { sed -n 's/.*msg=ready .*pid=//p' cluster/run/sdc.log | tail -n 1; }
+pid() { sed -n 's/.*msg=ready .*pid=\([0-9]*\).*/\1/p' cluster/run/sdc.log | tail -n 1; }
 
 writes() { [ "$(awk '{ print $5 }' /sys/block/nbd0/stat)" -gt "$1" ]; }
 

@@ -347,9 +347,12 @@ var scripts = []struct {
 // of garbage. BRAID_SOAK=1: all subsets up to 2^10, each sector torn in each way,
 // more orders of completion.
 func TestCrashEnumeration(t *testing.T) {
-	orders := uint64(2)
-	if os.Getenv("BRAID_SOAK") != "" {
+	orders, scripts := uint64(2), scripts
+	switch {
+	case os.Getenv("BRAID_SOAK") != "":
 		orders = 4
+	case testing.Short():
+		orders, scripts = 1, scripts[:3]
 	}
 	for _, s := range scripts {
 		t.Run(s.name, func(t *testing.T) {

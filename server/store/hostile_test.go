@@ -153,7 +153,7 @@ func TestHostileImages(t *testing.T) {
 	pages := s.layout.dataOff / pageSize
 	used := usedPages(t, image, pages)
 	opened := 0
-	count := *seedCount * 25
+	count := seeds() * 25
 	for seed := *firstSeed; seed < *firstSeed+count; seed++ {
 		replay := &caughtSeed{T: t, seed: seed}
 		if tryHostile(replay, image, pages, hostileInput(rand.New(rand.NewPCG(uint64(seed), 5)), used)) {

@@ -18,12 +18,21 @@ var (
 	seedCount = flag.Int("seeds", 8, "how many seeds TestModel runs")
 )
 
+// seeds is how many of them a test runs: with -short, as under the race detector,
+// which finds nothing in one goroutine, few.
+func seeds() int {
+	if testing.Short() {
+		return min(*seedCount, 2)
+	}
+	return *seedCount
+}
+
 // Goal: random operations, completions in random order, power losses at random
 // points; every block reads as one of the values it may have, regions with
 // unflushed writes are in the log, nothing hangs, the books balance.
 // Replay of seed N: go test ./server/store -run TestModel -seed N -seeds 1
 func TestModel(t *testing.T) {
-	for seed := *firstSeed; seed < *firstSeed+*seedCount; seed++ {
+	for seed := *firstSeed; seed < *firstSeed+seeds(); seed++ {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { runSeed(t, seed) })
 	}
 }
@@ -53,7 +62,7 @@ func runSeed(t *testing.T, seed int) {
 // Goal: a scrubber that reads while everything else goes on takes nothing healthy
 // for rotten, and disturbs nothing.
 func TestModelScrub(t *testing.T) {
-	for seed := range 4 {
+	for seed := range min(seeds(), 4) {
 		p := profiles()[seed]
 		p.every *= 4
 		m := newModel(t, uint64(seed), p, Config{LocalResolve: true, Discard: true, PageCache: slabPages})

@@ -111,6 +111,9 @@ func newRunner(t *testing.T, h Harness) *runner {
 	if h.Ops == 0 {
 		h.Ops = 2000
 	}
+	if testing.Short() {
+		h.Ops = min(h.Ops, 200)
+	}
 	if h.Timeout == 0 {
 		h.Timeout = 60 * time.Second
 	}
