@@ -43,6 +43,27 @@ func TestBusyLoopsLetTheWorldStop(t *testing.T) {
 	})
 }
 
+// With one processor, loops that wait for each other do not wait out the time for
+// which each keeps its own: a throw takes microseconds, not 20 ms.
+func TestBusyLoopsOnOneProcessor(t *testing.T) {
+	old := runtime.GOMAXPROCS(1)
+	defer runtime.GOMAXPROCS(old)
+	l, peer := twoLoops(t)
+	throw(t, l, peer, 2000, nil)
+	if l.Engine() == Pool {
+		return
+	}
+	before := runtime.GOMAXPROCS(0)
+	third := startLoop(t, Options{Engine: Uring})
+	if n := runtime.GOMAXPROCS(0); n != before+1 {
+		t.Errorf("%d processors with one ring more, %d before it", n, before)
+	}
+	third.Close()
+	if n := runtime.GOMAXPROCS(0); n != before {
+		t.Errorf("%d processors after a ring ended, %d before it", n, before)
+	}
+}
+
 // twoLoops are on the ring, or on the pool where the kernel refuses it.
 func twoLoops(t *testing.T) (l, peer *Loop) {
 	return startLoop(t, Options{}), startLoop(t, Options{})

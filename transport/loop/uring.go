@@ -56,6 +56,7 @@ func newUring(l *Loop) (*uring, error) {
 	if err != nil {
 		return nil, err
 	}
+	ownProcessor()
 	return &uring{l: l, ring: r, spin: spinner{limit: int64(l.opts.Spin)}}, nil
 }
 
@@ -64,6 +65,7 @@ func (u *uring) close() {
 		u.discards.close()
 	}
 	u.ring.close()
+	returnProcessor()
 }
 
 func (u *uring) submit(op *Op) {
@@ -184,6 +186,7 @@ func (u *uring) poll(timeout int64) bool {
 // sleep waits for a completion. While waits are short the loop keeps its
 // processor in them: giving it up wakes the scheduler's monitor, which then ticks
 // every 20 µs until it finds the processor idle, and costs more than the request.
+// Other goroutines do not miss it: see ownProcessor.
 func (u *uring) sleep(timeout int64) {
 	begin := int64(time.Since(base))
 	if u.short >= shortWaits {
