@@ -255,6 +255,9 @@ func openStatus(s transport.Status, text []byte) string {
 // Closed is part of transport.Handler.
 func (p *peer) Closed(_ *transport.Conn, err error) {
 	v := p.v
+	// Requests that came in this turn may be about to be sent here. They are let go
+	// like all that was sent, and LinkClosed sends them elsewhere.
+	v.drain()
 	up := p.state == peerUp
 	l := p.link
 	p.conn, p.link = nil, -1

@@ -12,9 +12,11 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"braid/transport"
 	"braid/transport/bio"
+	"braid/transport/loop"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -218,6 +220,46 @@ func TestConnectionsBreak(t *testing.T) {
 	<-kicked
 	if s := r.v.Stats(); s.Retries == 0 {
 		t.Error("nothing was sent again")
+	}
+}
+
+// knock submits a request from the completion of an operation, as the NBD server does.
+type knock struct {
+	op   loop.Op
+	v    *Volume
+	call call
+}
+
+func (k *knock) OpDone(*loop.Op, int) { k.v.Submit(&k.call.Request) }
+
+func (k *knock) RequestDone(*bio.Request) { close(k.call.done) }
+
+// Goal: requests that come in one turn of the loop with the end of a connection, before
+// it, are sent again on the next one. Method: a byte on a socket pair, whose receipt
+// submits a write, and all connections shut down behind it.
+func TestConnectionsBreakBehindASubmit(t *testing.T) {
+	r := newRig(t, 2, 2)
+	r.write(t, 0, pattern(4096, 1))
+	for range 20 {
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k := &knock{v: r.v, call: call{done: make(chan struct{})}}
+		k.call.Request = bio.Request{Op: bio.Write, Len: 4096, Data: make([]byte, 4096), Done: k}
+		k.op = loop.Op{Kind: loop.Recv, FD: pair[0], Buf: make([]byte, 1), Done: k}
+		r.loop.Call(func() { r.loop.Submit(&k.op) })
+		r.loop.Call(func() {
+			_, _ = unix.Write(pair[1], []byte{1})
+			for _, p := range r.v.peers {
+				p.close("the test cuts it")
+			}
+		})
+		if err := k.call.wait(t); err != nil {
+			t.Errorf("write: %v", err)
+		}
+		_, _ = unix.Close(pair[0]), unix.Close(pair[1])
+		r.write(t, 0, pattern(4096, 2)) // all is connected again
 	}
 }
 
