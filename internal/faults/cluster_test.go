@@ -7,13 +7,13 @@ package faults
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -22,118 +22,262 @@ import (
 // patience is how long a test waits for what must come.
 const patience = 30 * time.Second
 
+const (
+	manager    = "mdm1"
+	managerAPI = ":7400"
+	serverAPI  = ":7420"
+	metricsAPI = "127.0.0.1:7421" // in the namespace
+	deviceSize = "128M"
+	volumeSize = 32 << 20
+)
+
+// servers of the cluster, and the nodes for its clients.
+var (
+	servers = []string{"sds1", "sds2", "sds3"}
+	clients = []string{"client1", "client2"}
+)
+
 // cluster is a running cluster: one mdm, three servers on disks that forget what
-// was not flushed when their process is killed, one volume with two copies.
+// was not flushed when their process is killed, one volume with two copies. Each
+// process has a network namespace.
 type cluster struct {
-	dir, bin, root string
-	mdm            string
-	whole          *testing.T // at whose end everything ends
+	dir, disks, bin string
+	net             *network
+	daemons         map[string]*daemon
+	attached        int        // clients so far
+	filler          string     // a second volume, if there is one
+	whole           *testing.T // at whose end everything ends
+}
+
+// daemon is a process on a node.
+type daemon struct {
+	name  string
+	cmd   *exec.Cmd
+	ended chan struct{}
 }
 
 func up(t *testing.T) *cluster {
 	t.Helper()
-	root, err := filepath.Abs("../..")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir, err := os.MkdirTemp("", "braid-faults-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &cluster{whole: t, dir: dir, root: root, bin: os.Getenv("BRAID_BIN")}
+	c := &cluster{whole: t, daemons: map[string]*daemon{}, bin: os.Getenv("BRAID_BIN")}
 	if c.bin == "" {
-		c.bin = filepath.Join(root, "bin")
+		c.bin = "../../bin"
 	}
+	var err error
+	if c.bin, err = filepath.Abs(c.bin); err != nil {
+		t.Fatal(err)
+	}
+	if c.dir, err = os.MkdirTemp("", "braid-faults-"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(c.dir) })
+	if c.disks, err = os.MkdirTemp("/dev/shm", "braid-faults-"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(c.disks) })
+	c.net = newNetwork(t, append(append([]string{manager}, servers...), clients...)...)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(c.tails())
 		}
-		c.script(t, "", "down", "--remove")
-		_ = os.RemoveAll(dir)
-	})
-	c.script(t, "BRAID_TEST_DISK=volatile", "up", "--sds", "3", "--size", "256M", "--backing", "file", "--ram")
-	env, err := os.ReadFile(filepath.Join(dir, "env"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(env)) {
-		if value, ok := strings.CutPrefix(strings.TrimSpace(line), "export BRAID_MDM="); ok {
-			c.mdm = strings.ReplaceAll(value, `\`, "")
+		for who := range c.daemons {
+			c.kill(t, who)
 		}
+	})
+	c.start(t, manager)
+	for _, who := range servers {
+		c.run(t, who, "sds", "format", c.disk(who), "--size", deviceSize)
+		c.start(t, who)
 	}
-	c.scli(t, "volume", "create", "vol", "--size", "64M", "--replicas", "2")
+	waitFor(t, "all devices are up", func() bool {
+		var devices []struct{ Up bool }
+		if err := json.Unmarshal([]byte(c.scli(t, "device", "list", "-o", "json")), &devices); err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, d := range devices {
+			if d.Up {
+				n++
+			}
+		}
+		return n == len(servers)
+	}, c.tails)
+	c.scli(t, "volume", "create", "vol", "--size", fmt.Sprint(volumeSize), "--replicas", "2")
 	return c
 }
 
-// script calls scripts/cluster with one more variable in its environment.
-func (c *cluster) script(t *testing.T, variable string, args ...string) {
+func (c *cluster) disk(who string) string { return filepath.Join(c.disks, who) }
+
+// mdm is the managers' address.
+func (c *cluster) mdm() string { return c.net.nodes[manager].addr + managerAPI }
+
+// start starts a daemon and waits until it listens. A server's disk does what is
+// asked of it by c.fault.
+func (c *cluster) start(t *testing.T, who string) {
 	t.Helper()
-	cmd := exec.Command(filepath.Join(c.root, "scripts", "cluster"), append(args, "--dir", c.dir)...)
-	cmd.Env = append(os.Environ(), "BRAID_BIN="+c.bin)
-	if variable != "" {
-		cmd.Env = append(cmd.Env, variable)
+	n := c.net.nodes[who]
+	listen := n.addr + managerAPI
+	args := []string{"serve", "--data-dir", filepath.Join(c.dir, who), "--insecure", "--name", who}
+	if who != manager {
+		listen = n.addr + serverAPI
+		args = []string{"serve", "--mdm", c.mdm(), "--name", who, "--insecure", "--fault-set", who,
+			"--metrics", metricsAPI, "--device", c.disk(who)}
 	}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("scripts/cluster %s: %v\n%s", strings.Join(args, " "), err, out)
+	d := c.launch(t, who, who, who[:3], append(args, "--listen", listen)...)
+	c.daemons[who] = d
+	waitFor(t, who+" listens", func() bool {
+		select {
+		case <-d.ended:
+			t.Fatalf("%s has ended\n%s", who, c.tails())
+		default:
+		}
+		conn, err := n.dial(listen)
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err == nil
+	}, c.tails)
+	if who == manager {
+		waitFor(t, who+" answers", func() bool {
+			_, err := c.command(manager, "scli", "status")
+			return err == nil
+		}, c.tails)
+	}
+}
+
+// env is the environment of a process of the cluster.
+func (c *cluster) env(name string) []string {
+	return append(os.Environ(), "BRAID_MDM="+c.mdm(), "BRAID_RUN="+c.dir,
+		"BRAID_TEST_DISK=volatile,faults="+c.faultFile(name))
+}
+
+// launch starts one of Braid's programs on a node.
+func (c *cluster) launch(t *testing.T, node, name, program string, args ...string) *daemon {
+	t.Helper()
+	log, err := os.OpenFile(filepath.Join(c.dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	d := &daemon{name: name, cmd: exec.Command(filepath.Join(c.bin, program), args...), ended: make(chan struct{})}
+	d.cmd.Env = c.env(name)
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	if err := c.net.nodes[node].start(d.cmd); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = d.cmd.Wait(); close(d.ended) }()
+	return d
+}
+
+// stop asks a process to end, which it has to do cleanly.
+func (d *daemon) stop(t *testing.T) {
+	t.Helper()
+	_ = d.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-d.ended:
+	case <-time.After(patience):
+		t.Fatalf("%s does not end", d.name)
+	}
+	if code := d.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("%s: exit code %d after SIGTERM", d.name, code)
 	}
 }
 
 // kill kills a daemon, which takes its disk's cache with it.
-func (c *cluster) kill(t *testing.T, who string) { t.Helper(); c.script(t, "", "kill", who) }
-
-// start starts it again, on a disk that forgets and that has these faults, too.
-func (c *cluster) start(t *testing.T, who string, faults ...string) {
+func (c *cluster) kill(t *testing.T, who string) {
 	t.Helper()
-	c.script(t, "BRAID_TEST_DISK="+strings.Join(append([]string{"volatile"}, faults...), ","), "start", who)
+	_ = c.daemons[who].cmd.Process.Kill()
+	<-c.daemons[who].ended
 }
 
-// signal sends a signal to a daemon of scripts/cluster.
+// signal sends a signal to a daemon.
 func (c *cluster) signal(t *testing.T, who string, sig syscall.Signal) {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(c.dir, who+".pid"))
+	if err := c.daemons[who].cmd.Process.Signal(sig); err != nil {
+		t.Fatalf("signal to %s: %v", who, err)
+	}
+}
+
+func (c *cluster) faultFile(who string) string { return filepath.Join(c.dir, who+".faults") }
+
+// fault lets a server's disk have these faults (server/disk, BRAID_TEST_DISK) until
+// good is called.
+func (c *cluster) fault(t *testing.T, who, faults string) {
+	t.Helper()
+	file := c.faultFile(who)
+	if err := os.WriteFile(file+".new", []byte(faults), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(file+".new", file); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (c *cluster) good(t *testing.T, who string) {
+	t.Helper()
+	if err := os.Remove(c.faultFile(who)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// command runs one of Braid's programs on a node to its end.
+func (c *cluster) command(node, program string, args ...string) (string, error) {
+	cmd := exec.Command(filepath.Join(c.bin, program), args...)
+	cmd.Env = c.env("")
+	var out, says bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &says
+	err := c.net.nodes[node].start(cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w\n%s%s", program, strings.Join(args, " "), err, out.Bytes(), says.Bytes())
+	}
+	return out.String(), err
+}
+
+// run is command for what must succeed.
+func (c *cluster) run(t *testing.T, node, program string, args ...string) string {
+	t.Helper()
+	out, err := c.command(node, program, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Kill(pid, sig); err != nil {
-		t.Fatalf("signal to %s, process %d: %v", who, pid, err)
-	}
+	return out
 }
 
 func (c *cluster) scli(t *testing.T, args ...string) string {
 	t.Helper()
-	cmd := exec.Command(filepath.Join(c.bin, "scli"), args...)
-	cmd.Env = append(os.Environ(), "BRAID_MDM="+c.mdm)
-	var errors bytes.Buffer
-	cmd.Stderr = &errors
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("scli %s: %v\n%s%s", strings.Join(args, " "), err, out, errors.Bytes())
-	}
-	return string(out)
+	return c.run(t, manager, "scli", args...)
 }
 
 // healthy waits until each chunk has its copies again, and returns after how long.
 func (c *cluster) healthy(t *testing.T) time.Duration {
 	t.Helper()
 	from := time.Now()
-	c.waitHealth(t, "ok", func(health string) bool { return health == "ok" })
+	c.waitHealth(t, "ok")
 	return time.Since(from)
 }
 
-func (c *cluster) waitHealth(t *testing.T, what string, good func(string) bool) {
+// waitHealth waits for one of these words.
+func (c *cluster) waitHealth(t *testing.T, words ...string) {
 	t.Helper()
 	text := ""
-	waitFor(t, "health is "+what, func() bool {
-		text = c.scli(t, "status", "-o", "json")
+	waitFor(t, "health is "+strings.Join(words, " or "), func() bool {
 		var s struct{ Health string }
+		var err error
+		if text, err = c.command(manager, "scli", "status", "-o", "json"); err != nil {
+			text = err.Error()
+			return false
+		}
 		if err := json.Unmarshal([]byte(text), &s); err != nil {
 			t.Fatal(err)
 		}
-		return good(s.Health)
+		for _, w := range words {
+			if s.Health == w {
+				return true
+			}
+		}
+		return false
 	}, func() string { return text })
 }
 
@@ -156,42 +300,38 @@ func (c *cluster) tails() string {
 	for _, log := range logs {
 		if content, err := os.ReadFile(log); err == nil {
 			lines := strings.Split(strings.TrimRight(string(content), "\n"), "\n")
-			fmt.Fprintf(&all, "%s:\n  %s\n", log, strings.Join(lines[max(0, len(lines)-25):], "\n  "))
+			from := slices.IndexFunc(lines, func(line string) bool {
+				return strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: ")
+			})
+			if from < 0 {
+				from = max(0, len(lines)-15)
+			}
+			lines = lines[from:]
+			fmt.Fprintf(&all, "%s:\n  %s\n", log, strings.Join(lines[:min(len(lines), 60)], "\n  "))
 		}
 	}
 	return all.String()
 }
 
-// client is `sdc serve` of the volume, and a connection to it.
+// client is `sdc serve` of a volume, and a connection to it.
 type client struct {
 	*conn
-	cmd    *exec.Cmd
-	attach int // the how manieth of the volume, from 0
-	ended  chan struct{}
-	once   sync.Once
+	*daemon
+	node, sock, volume string
+	attach             int // the how manieth of the volume, from 0
 }
 
-// attach takes the volume, also from somebody who holds it.
-func (c *cluster) attach(t *testing.T, name string) *client {
+// attach takes a volume, also from somebody who holds it.
+func (c *cluster) attach(t *testing.T, node, volume string) *client {
 	t.Helper()
-	sock := filepath.Join(c.dir, name+".sock")
-	log, err := os.OpenFile(filepath.Join(c.dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	s := &client{cmd: exec.Command(filepath.Join(c.bin, "sdc"), "serve", "--volume", "vol", "--socket", sock,
-		"--force"), ended: make(chan struct{})}
-	s.cmd.Env = append(os.Environ(), "BRAID_MDM="+c.mdm, "BRAID_RUN="+c.dir)
-	s.cmd.Stdout, s.cmd.Stderr = log, log
-	if err := s.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() { _ = s.cmd.Wait(); close(s.ended) }()
+	c.attached++
+	name := fmt.Sprintf("sdc%d", c.attached)
+	s := &client{node: node, sock: filepath.Join(c.dir, name+".sock"), volume: volume}
+	s.daemon = c.launch(t, node, name, "sdc", "serve", "--volume", volume, "--socket", s.sock, "--force")
 	c.whole.Cleanup(s.kill)
-	var problem error
+	problem := errors.New("not tried")
 	waitFor(t, name+" serves the volume", func() bool {
-		s.conn, problem = dial(sock, "vol")
+		s.conn, problem = dial(s.sock, volume)
 		return problem == nil
 	}, func() string { return problem.Error() + "\n" + c.tails() })
 	return s
@@ -199,11 +339,16 @@ func (c *cluster) attach(t *testing.T, name string) *client {
 
 // kill kills the client; what it had not answered is lost.
 func (s *client) kill() {
-	s.once.Do(func() {
-		_ = s.cmd.Process.Kill()
-		<-s.ended
-		if s.conn != nil {
-			s.conn.end()
-		}
-	})
+	_ = s.cmd.Process.Kill()
+	<-s.ended
+	if s.conn != nil {
+		s.conn.end()
+	}
+}
+
+// stop lets the client end; everything has to be answered.
+func (s *client) stop(t *testing.T) {
+	t.Helper()
+	s.conn.end()
+	s.daemon.stop(t)
 }

@@ -23,17 +23,19 @@ type request struct {
 	unknown bool   // a write whose outcome nobody knows
 }
 
-// history is everything that was asked and answered. A write that lost its
-// connection stays open until the next attach returns: by then it has happened or
-// never will, for its client is fenced.
+// history is everything that was asked and answered since it was settled. A write that
+// lost its connection stays open until the next attach returns: by then it has happened
+// or never will, for its client is fenced.
 type history struct {
-	began time.Time
-	mu    sync.Mutex // guards the rest
-	ops   []porcupine.Operation
-	open  []porcupine.Operation
-	over  []int64       // when each attach but the last was over
-	last  time.Time     // a write was answered last
-	pause time.Duration // since mark: the slowest write, or the longest time in which none was answered
+	began   time.Time
+	mu      sync.Mutex // guards the rest
+	ops     []porcupine.Operation
+	open    []porcupine.Operation
+	over    []int64       // when each attach but the last was over
+	flushed int64         // when the last flush that was answered was sent; 0: none
+	count   int           // of all that was answered, also before
+	last    time.Time     // a write was answered last
+	pause   time.Duration // since mark: the slowest write, or the longest time in which none was answered
 }
 
 func newHistory() *history { return &history{began: time.Now(), last: time.Now()} }
@@ -45,6 +47,7 @@ func (h *history) done(worker int, r request, call int64, seen uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.ops = append(h.ops, porcupine.Operation{ClientId: worker, Input: r, Call: call, Output: seen, Return: h.now()})
+	h.count++
 	if r.write {
 		now := time.Now()
 		h.pause = max(h.pause, now.Sub(h.last), time.Duration(h.now()-call))
@@ -106,28 +109,84 @@ var register = porcupine.NondeterministicModel{
 	},
 }
 
-// check holds every block's history against the model.
-func (h *history) check(t *testing.T) {
+// flush: a flush that was sent then has been answered.
+func (h *history) flush(call int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.flushed = max(h.flushed, call)
+}
+
+func (h *history) byBlock() map[int][]porcupine.Operation {
+	blocks := map[int][]porcupine.Operation{}
+	for _, op := range h.ops {
+		b := op.Input.(request).block
+		blocks[b] = append(blocks[b], op)
+	}
+	return blocks
+}
+
+// settle holds every block's history against the model and begins a new one, with
+// what the blocks hold. Nothing is under way.
+func (h *history) settle(t *testing.T, values []uint64) {
 	t.Helper()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if len(h.open) > 0 {
 		t.Fatalf("%d writes are still open", len(h.open))
 	}
-	blocks := map[int][]porcupine.Operation{}
-	for _, op := range h.ops {
-		b := op.Input.(request).block
-		blocks[b] = append(blocks[b], op)
-	}
 	model := register.ToModel()
 	most := 0
-	for b, ops := range blocks {
+	for b, ops := range h.byBlock() {
 		most = max(most, len(ops))
 		if res := porcupine.CheckOperationsTimeout(model, ops, time.Minute); res != porcupine.Ok {
 			t.Errorf("block %d: %s: %s", b, res, tell(ops))
 		}
 	}
-	t.Logf("%d requests to %d blocks, at most %d a block, are linearizable", len(h.ops), len(blocks), most)
+	t.Logf("%d requests, at most %d a block, are linearizable", len(h.ops), most)
+	h.restart(values)
+}
+
+func (h *history) restart(values []uint64) {
+	h.ops, h.flushed = h.ops[:0], 0
+	for b, value := range values {
+		r := request{block: b, write: true, value: value}
+		h.ops = append(h.ops, porcupine.Operation{ClientId: workers, Input: r, Call: h.now(), Output: uint64(0),
+			Return: h.now()})
+	}
+}
+
+// crash is settle where all power was lost before these values were read: what was
+// not flushed may be gone.
+func (h *history) crash(t *testing.T, values []uint64) {
+	t.Helper()
+	h.mu.Lock()
+	for b, ops := range h.byBlock() {
+		if !mayBe(ops, values[b], h.flushed) {
+			t.Errorf("after a loss of all power block %d holds %d; the last answered flush was sent at %v:%s",
+				b, values[b], time.Duration(h.flushed), tell(ops))
+		}
+	}
+	h.mu.Unlock()
+	h.settle(t, values)
+}
+
+// mayBe: after a crash a block holds one of the values that were written, but none
+// that another one had followed before a flush was sent.
+func mayBe(ops []porcupine.Operation, value uint64, flushed int64) bool {
+	for _, op := range ops {
+		r := op.Input.(request)
+		if !r.write || r.value != value {
+			continue
+		}
+		for _, later := range ops {
+			l := later.Input.(request)
+			if l.write && !l.unknown && later.Call > op.Return && later.Return < flushed {
+				return false
+			}
+		}
+		return true
+	}
+	return false
 }
 
 // tell is the end of a block's history in words.
@@ -147,8 +206,12 @@ func tell(ops []porcupine.Operation) (text string) {
 	return text
 }
 
-// stamp fills a block with its number and the number of the write.
+// stamp fills a block with its number and the number of the write; 0: zeroes.
 func stamp(p []byte, number int, value uint64) {
+	if value == 0 {
+		clear(p)
+		return
+	}
 	for i := 0; i < len(p); i += 16 {
 		binary.LittleEndian.PutUint64(p[i:], value)
 		binary.LittleEndian.PutUint64(p[i+8:], uint64(number)<<16|uint64(i))

@@ -14,9 +14,17 @@ import (
 )
 
 const (
-	blocks  = 512       // that the load uses
-	stride  = 128 << 10 // from one to the next: all chunks of 64 MiB
-	workers = 32        // requests under way
+	blocks  = 512                 // with a history
+	stride  = volumeSize / blocks // from one to the next
+	workers = 32                  // requests under way
+)
+
+// Of each stride, the first block has a history. What lies behind it is one worker's
+// own, who knows what must be there.
+const (
+	scratchFrom   = 16 << 10
+	scratchBlocks = (stride - scratchFrom) / block
+	scratchMost   = 8 // blocks of a request
 )
 
 // load keeps requests under way through whatever client there is.
@@ -27,14 +35,22 @@ type load struct {
 	values atomic.Uint64
 	stop   chan struct{}
 	wg     sync.WaitGroup
-	mu     sync.Mutex // guards client
-	client *client
-	seen   *sync.Cond // a client came
+	mirror []byte // of the volume
+
+	mu      sync.Mutex // guards client, waiting and recent
+	client  *client
+	seen    *sync.Cond       // a client came
+	waiting int              // workers that wait for one
+	recent  map[int][]uint64 // what each block of a worker's own has held since the last flush at rest: checksums
 }
 
 func newLoad(t *testing.T, c *cluster) *load {
-	l := &load{t: t, c: c, h: newHistory(), client: c.attach(t, "client")}
+	l := &load{t: t, c: c, h: newHistory(), client: c.attach(t, clients[0], "vol"), mirror: make([]byte, volumeSize)}
 	l.seen = sync.NewCond(&l.mu)
+	for b := range blocks { // so that each chunk is there
+		l.write(workers, b)
+	}
+	l.rest()
 	return l
 }
 
@@ -47,7 +63,7 @@ func (l *load) run() {
 	}
 }
 
-// end ends it, waits for every request, flushes, and reads all blocks.
+// end ends it, waits for every request, and comes to rest.
 func (l *load) end() {
 	l.t.Helper()
 	close(l.stop)
@@ -58,25 +74,44 @@ func (l *load) end() {
 	case <-time.After(patience):
 		l.t.Fatalf("requests are without an answer after %v\n%s", patience, l.c.tails())
 	}
+	l.rest()
+}
+
+// rest flushes, reads the blocks with a history, and settles that.
+func (l *load) rest() {
+	l.t.Helper()
 	if a := l.client.do(cmdFlush, 0, 0, nil); a.err != nil {
 		l.t.Errorf("flush: %v", a.err)
 	}
-	l.readAll()
-}
-
-// readAll makes the blocks' contents part of the history.
-func (l *load) readAll() {
-	l.t.Helper()
-	for b := range blocks {
-		l.read(workers, b)
+	values := make([]uint64, blocks)
+	for b := range values {
+		values[b] = l.read(workers, b)
+		stamp(l.mirror[b*stride:][:block], b, values[b])
 	}
+	l.h.settle(l.t, values)
+	l.recent = map[int][]uint64{}
 }
 
-// replace sets another client in place of the one that is gone or fenced.
-func (l *load) replace(name string) {
+// replace sets a client on the other node in place of the one that is gone or fenced.
+func (l *load) replace() {
 	l.t.Helper()
-	n := l.c.attach(l.t, name)
+	l.use(l.another())
+}
+
+// another attaches the volume on the other node.
+func (l *load) another() *client {
+	l.t.Helper()
+	node := clients[0]
+	if l.client.node == node {
+		node = clients[1]
+	}
+	n := l.c.attach(l.t, node, "vol")
 	n.attach = l.h.attached()
+	return n
+}
+
+// use gives that client to the workers.
+func (l *load) use(n *client) {
 	l.mu.Lock()
 	old := l.client
 	l.client = n
@@ -89,9 +124,11 @@ func (l *load) replace(name string) {
 func (l *load) current(not *client) *client {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.waiting++
 	for l.client == not {
 		l.seen.Wait()
 	}
+	l.waiting--
 	return l.client
 }
 
@@ -107,18 +144,28 @@ func (l *load) work(w int, r *rand.Rand) {
 		b := r.IntN(blocks)
 		switch r.IntN(20) {
 		case 0:
-			if a := l.current(nil).do(cmdFlush, 0, 0, nil); a.err != nil && !errors.Is(a.err, errBroken) {
-				l.t.Errorf("flush: %v", a.err)
-			}
+			l.flush()
 		case 1, 2, 3, 4:
 			l.read(w, b)
+		case 5, 6, 7, 8, 9:
+			l.scratch(w, r)
 		default:
 			l.write(w, b)
 		}
 	}
 }
 
-func (l *load) read(w, b int) {
+func (l *load) flush() {
+	call := l.h.now()
+	switch a := l.current(nil).do(cmdFlush, 0, 0, nil); {
+	case a.err == nil:
+		l.h.flush(call)
+	case !errors.Is(a.err, errBroken):
+		l.t.Errorf("flush: %v", a.err)
+	}
+}
+
+func (l *load) read(w, b int) (value uint64) {
 	for s := l.current(nil); ; s = l.current(s) {
 		call := l.h.now()
 		a := s.do(cmdRead, uint64(b)*stride, block, nil)
@@ -127,14 +174,14 @@ func (l *load) read(w, b int) {
 		}
 		if a.err != nil {
 			l.t.Errorf("read of block %d: %v", b, a.err)
-			return
+			return 0
 		}
 		value, err := stamped(a.data, b)
 		if err != nil {
 			l.t.Error(err)
 		}
 		l.h.done(w, request{block: b}, call, value)
-		return
+		return value
 	}
 }
 

@@ -20,11 +20,19 @@ const (
 	cmdRead       = 0
 	cmdWrite      = 1
 	cmdFlush      = 3
+	cmdTrim       = 4
+	cmdZero       = 6
+	errNoSpace    = 28
 	block         = 4096
 )
 
 // errBroken is what requests end with that were unanswered when the connection ended.
 var errBroken = errors.New("the connection ended")
+
+// nbdError is an error that a server answers.
+type nbdError uint32
+
+func (e nbdError) Error() string { return fmt.Sprintf("NBD error %d", uint32(e)) }
 
 // answer is what a request came to.
 type answer struct {
@@ -121,7 +129,7 @@ func (n *conn) receive() {
 		}
 		var a answer
 		if code := binary.BigEndian.Uint32(head[4:]); code != 0 {
-			a.err = fmt.Errorf("NBD error %d", code)
+			a.err = nbdError(code)
 		} else if w.length > 0 {
 			a.data = make([]byte, w.length)
 			if _, err := io.ReadFull(n.c, a.data); err != nil {

@@ -40,6 +40,16 @@ func TestOracle(t *testing.T) {
 			t.Errorf("%s: linearizable: %t, want %t", c.name, good, c.good)
 		}
 	}
+	ops := []porcupine.Operation{wrote(0, 1, 5), wrote(2, 3, 6), maybe(8, 9, 7)}
+	for _, c := range []struct {
+		value   uint64
+		flushed int64
+		good    bool
+	}{{5, 0, true}, {5, 2, true}, {5, 4, false}, {6, 4, true}, {7, 4, true}, {8, 0, false}} {
+		if good := mayBe(ops, c.value, c.flushed); good != c.good {
+			t.Errorf("value %d after a crash, flush at %d: %t, want %t", c.value, c.flushed, good, c.good)
+		}
+	}
 	data := make([]byte, block)
 	stamp(data, 3, 9)
 	if v, err := stamped(data, 3); v != 9 || err != nil {

@@ -204,6 +204,36 @@ func TestVolatile(t *testing.T) {
 	}
 }
 
+// Goal: a test disk has the faults that a file lists, while it lists them.
+func TestListedFaults(t *testing.T) {
+	list := filepath.Join(t.TempDir(), "faults")
+	t.Setenv(TestDiskEnv, "faults="+list)
+	b, err := Open(backingFile(t), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	try := func() (read, write, flush error) {
+		_, read = b.ReadAt(alignedSector(), 0)
+		_, write = b.WriteAt(alignedSector(), 0)
+		return read, write, b.Flush()
+	}
+	for _, faults := range []string{"", "read-fails-after=0,flush-fails-after=0", "", "write-fails-after=0", ""} {
+		_ = os.Remove(list)
+		if faults != "" {
+			if err := os.WriteFile(list, []byte(faults+"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		read, write, flush := try()
+		for name, err := range map[string]error{"read": read, "write": write, "flush": flush} {
+			if errors.Is(err, syscall.EIO) != strings.Contains(faults, name) {
+				t.Errorf("faults %q: %s: %v", faults, name, err)
+			}
+		}
+	}
+}
+
 // Goal: a slow test disk does one I/O at a time, each as slow as told. Method: two
 // at once take at least twice the delay; that they may take longer is nobody's concern.
 func TestSlowDisk(t *testing.T) {

@@ -26,6 +26,8 @@ import (
 //	                       so many in a second
 //	while=PATH             failures and delays happen, and are counted, only while
 //	                       PATH exists; a delay ends early when it goes
+//	faults=PATH            while PATH exists, the failures and delays are those that
+//	                       it lists in the same manner
 const TestDiskEnv = "BRAID_TEST_DISK"
 
 // volatileLimit bounds the memory of a volatile disk; beyond it the cache is
@@ -43,20 +45,28 @@ type volatile struct {
 	flushes    int
 	writes     int
 	reads      int
-	failFlush  int // -1: never
-	failWrite  int
-	failRead   int
-	delay      time.Duration // of a flush
-	ioDelay    time.Duration // of a read or write
-	while      string        // the file that switches faults on; "": they are always on
+	faults
+	while string // the file that switches faults on; "": they are always on
+	list  string // the file that lists faults; "": there is none
 }
+
+// faults are failures and delays.
+type faults struct {
+	failFlush int // -1: never
+	failWrite int
+	failRead  int
+	delay     time.Duration // of a flush
+	ioDelay   time.Duration // of a read or write
+}
+
+var noFaults = faults{failFlush: -1, failWrite: -1, failRead: -1}
 
 func wrapTest(d *Device) (Backing, error) {
 	spec := os.Getenv(TestDiskEnv)
 	if spec == "" {
 		return d, nil
 	}
-	v := &volatile{Device: d, cached: map[int64][]byte{}, failFlush: -1, failWrite: -1, failRead: -1}
+	v := &volatile{Device: d, cached: map[int64][]byte{}, faults: noFaults}
 	for _, opt := range strings.Split(spec, ",") {
 		if err := v.option(opt); err != nil {
 			_ = d.Close()
@@ -66,27 +76,56 @@ func wrapTest(d *Device) (Backing, error) {
 	return v, nil
 }
 
-func (v *volatile) option(opt string) (err error) {
+func (v *volatile) option(opt string) error {
 	name, value, _ := strings.Cut(opt, "=")
 	switch name {
 	case "volatile":
 		v.isVolatile = true
-	case "flush-fails-after":
-		v.failFlush, err = strconv.Atoi(value)
-	case "write-fails-after":
-		v.failWrite, err = strconv.Atoi(value)
-	case "read-fails-after":
-		v.failRead, err = strconv.Atoi(value)
 	case "while":
 		v.while = value
-	case "flush-delay":
-		v.delay, err = time.ParseDuration(value)
-	case "io-delay":
-		v.ioDelay, err = time.ParseDuration(value)
+	case "faults":
+		v.list = value
 	default:
-		return fmt.Errorf("unknown option %q", opt)
+		return v.faults.option(name, value)
+	}
+	return nil
+}
+
+func (f *faults) option(name, value string) (err error) {
+	switch name {
+	case "flush-fails-after":
+		f.failFlush, err = strconv.Atoi(value)
+	case "write-fails-after":
+		f.failWrite, err = strconv.Atoi(value)
+	case "read-fails-after":
+		f.failRead, err = strconv.Atoi(value)
+	case "flush-delay":
+		f.delay, err = time.ParseDuration(value)
+	case "io-delay":
+		f.ioDelay, err = time.ParseDuration(value)
+	default:
+		return fmt.Errorf("unknown option %q", name)
 	}
 	return err
+}
+
+// learn takes the faults from the file that lists them. What it does not understand
+// there cannot be told anybody, but a test would not do what it says.
+func (v *volatile) learn() {
+	if v.list == "" {
+		return
+	}
+	v.faults = noFaults
+	content, err := os.ReadFile(v.list)
+	if err != nil {
+		return
+	}
+	for _, opt := range strings.Split(strings.TrimSpace(string(content)), ",") {
+		name, value, _ := strings.Cut(opt, "=")
+		if err := v.faults.option(name, value); err != nil {
+			panic(fmt.Sprintf("%s: %v", v.list, err))
+		}
+	}
 }
 
 // FD is -1: all I/O has to come through the methods.
@@ -101,8 +140,10 @@ func (v *volatile) faulty() bool {
 	return err == nil
 }
 
-// work takes the time that a slow disk takes.
-func (v *volatile) work(d time.Duration) {
+// work takes the time that a slow disk takes, which v.learn may change meanwhile.
+func (v *volatile) work(delay *time.Duration) {
+	v.learn()
+	d := *delay
 	if d <= 0 || !v.faulty() {
 		return
 	}
@@ -114,7 +155,7 @@ func (v *volatile) work(d time.Duration) {
 		case <-end:
 			return
 		case <-tick.C:
-			if !v.faulty() {
+			if v.learn(); *delay <= 0 || !v.faulty() {
 				return
 			}
 		}
@@ -135,7 +176,7 @@ func (v *volatile) fail(what string, count *int, after int) error {
 func (v *volatile) ReadAt(p []byte, off int64) (int, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.work(v.ioDelay)
+	v.work(&v.ioDelay)
 	if err := v.fail("read", &v.reads, v.failRead); err != nil {
 		return 0, err
 	}
@@ -151,7 +192,7 @@ func (v *volatile) ReadAt(p []byte, off int64) (int, error) {
 func (v *volatile) WriteAt(p []byte, off int64) (int, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.work(v.ioDelay)
+	v.work(&v.ioDelay)
 	if err := v.fail("write", &v.writes, v.failWrite); err != nil {
 		return 0, err
 	}
@@ -194,10 +235,11 @@ func (v *volatile) writeOut() error {
 func (v *volatile) Flush() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.learn()
 	if err := v.fail("flush", &v.flushes, v.failFlush); err != nil {
 		return err
 	}
-	v.work(v.delay)
+	v.work(&v.delay)
 	if err := v.writeOut(); err != nil {
 		return err
 	}
