@@ -10,12 +10,12 @@ cluster_up --sds 3 --size 512M
 scli volume create vol --size 256M --replicas 2
 sdc serve --volume vol --socket s.sock 2>serve.log &
 server=$!
-within 15 test -S s.sock
+within test -S s.sock
 
 "$BRAID_GONBD" s.sock vol /dev/nbd2 >gonbd.log 2>&1 &
 client=$!
 # That client says so before it has started the device; the kernel, after.
-within 30 test -e /sys/block/nbd2/pid
+within test -e /sys/block/nbd2/pid
 size_is /dev/nbd2 $((256 << 20)) || fail "wrong size: $(blockdev --getsize64 /dev/nbd2)"
 mkfs.ext4 -q /dev/nbd2
 mount /dev/nbd2 mnt

@@ -16,10 +16,10 @@ cluster_up --sds 3 --size 512M
 scli volume create vol --size 256M --replicas 2
 sdc attach /dev/nbd0 --volume vol --timeout 5s
 fio --name=crash --filename=/dev/nbd0 --rw=randrw --bs=4k-16k --ioengine=libaio --iodepth=4 \
-	--eta=never --direct=1 --size=64M --time_based --runtime=15 --verify=crc32c \
+	--eta=never --direct=1 --size=64M --time_based --runtime=$(amount 8 15) --verify=crc32c \
 	--verify_fatal=1 --output=fio.out &
 fio=$!
-within 30 writes 100
+within writes 100
 kill -KILL "$(pid)"
 say "the daemon was killed under a running fio"
 sdc list
@@ -41,7 +41,7 @@ head -c 1M /dev/urandom >mnt/after
 sync -f mnt
 [ "$(sdc list -o json | jq length)" = 1 ] || fail "the daemon ended under a mounted file system"
 umount mnt
-within 15 test ! -e cluster/run/sdc.sock
+within test ! -e cluster/run/sdc.sock
 say "attached by ioctl; told to end, the daemon waited for umount"
 
 the_end vol

@@ -24,7 +24,7 @@ for i in 0 1 2 3; do wait "${jobs[i]}" || { cat fio.$i; fail "fio on /dev/nbd$i"
 say "four volumes at once: verified"
 
 printf 'label: gpt\nsize=100M\nsize=100M\n' | sfdisk -q /dev/nbd2
-within 10 test -b /dev/nbd2p2
+within test -b /dev/nbd2p2
 mkfs.ext4 -q /dev/nbd2p2
 mount /dev/nbd2p2 mnt
 fio_verify mnt/file --size=16M

@@ -7,8 +7,7 @@
 # form) under a running fio; then all servers killed, and the clock.
 . "$(dirname -- "$0")/lib.sh"
 
-pause=13
-[ -z "${BRAID_SOAK:-}" ] || pause=60
+pause=$(amount 8 60)
 
 cluster_up --sds 3 --size 512M
 scli volume create vol --size 256M --replicas 2
@@ -22,39 +21,36 @@ written() {
 }
 
 fio --name=outage --filename=/dev/nbd0 --rw=randrw --bs=4k-16k --ioengine=libaio --iodepth=4 \
-	--direct=1 --size=64M --time_based --runtime=$((pause + 12)) --verify=crc32c \
+	--direct=1 --size=64M --time_based --runtime=$((2 * pause + 10)) --verify=crc32c \
 	--verify_fatal=1 --eta=never --output=fio.out &
 fio=$!
-within 60 written 50
+# Busy again, or through already, on a slow machine.
+busy() { written 50 || ! kill -0 $fio 2>/dev/null; }
+within written 50
 for i in 1 2 3; do cluster kill sds$i --signal STOP; done
 say "all servers stand still for $pause s"
 sleep $pause
 sdc why /dev/nbd0 || :
 for i in 1 2 3; do cluster kill sds$i --signal CONT; done
+within busy
 say "they go on"
-wait $fio || { cat fio.out; fail "fio saw an error"; }
-dmesg | grep -i 'I/O error.*nbd0' && fail "the kernel saw an I/O error"
-say "fio saw no error"
 
 # The same with servers that end and are started again.
-fio --name=restart --filename=/dev/nbd0 --rw=randrw --bs=4k-16k --ioengine=libaio --iodepth=4 \
-	--direct=1 --size=64M --time_based --runtime=$((pause + 12)) --verify=crc32c \
-	--verify_fatal=1 --eta=never --output=fio.out &
-fio=$!
-within 60 written 50
 for i in 1 2 3; do cluster kill sds$i --signal TERM; done
 say "all servers have ended"
 sleep $pause
-for i in 1 2 3; do cluster start sds$i; done
+for i in 1 2 3; do
+	cluster start sds$i &
+	starts[i]=$!
+done
+for i in 1 2 3; do wait "${starts[i]}" || fail "sds$i did not start"; done
 wait $fio || { cat fio.out; fail "fio saw an error"; }
 dmesg | grep -i 'I/O error.*nbd0' && fail "the kernel saw an I/O error"
-say "fio saw no error when they were started again"
+say "they are back, and fio saw no error"
 
 for i in 1 2 3; do cluster kill sds$i; done
 dd if=/dev/zero of=/dev/nbd0 bs=4k count=1 oflag=direct 2>/dev/null &
 sleep 1
-from=$SECONDS
-timeout 30 sdc detach /dev/nbd0 --force || fail "detach with dead servers"
-[ $((SECONDS - from)) -le 10 ] || fail "detach took $((SECONDS - from)) s"
-say "detached from dead servers in $((SECONDS - from)) s"
+timeout $BRAID_WAIT sdc detach /dev/nbd0 --force || fail "detach with dead servers"
+say "detached from dead servers"
 the_end

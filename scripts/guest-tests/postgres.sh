@@ -7,8 +7,7 @@
 . "$(dirname -- "$0")/lib.sh"
 
 for place in /usr/lib/postgresql/*/bin; do PATH=$place:$PATH; done
-seconds=10
-[ -z "${BRAID_SOAK:-}" ] || seconds=120
+seconds=$(amount 5 120)
 
 cluster_up --sds 3 --size 2G
 scli volume create db --size 2G --replicas 2
@@ -19,7 +18,7 @@ mkdir mnt/db
 chown nobody mnt/db
 chmod 755 "$dir"
 as() { runuser -u nobody -- env -C / PATH="$PATH" PGHOST=/tmp PGDATABASE=postgres LC_ALL=C "$@"; }
-server() { as pg_ctl -D "$dir/mnt/db" -s -w -t 120 -l "$dir/mnt/db/log" -o "-k /tmp -h ''" "$@"; }
+server() { as pg_ctl -D "$dir/mnt/db" -s -w -t $BRAID_WAIT -l "$dir/mnt/db/log" -o "-k /tmp -h ''" "$@"; }
 
 as initdb -D "$dir/mnt/db" -U nobody -A trust >/dev/null
 say "initdb has ended"

@@ -7,8 +7,8 @@
 # most of the rest.
 . "$(dirname -- "$0")/lib.sh"
 
-times=2
-[ -z "${BRAID_SOAK:-}" ] || times=20
+times=$(amount 1 20)
+megabytes=$(amount 80 100) # in each of three files; as much memory as all is not left
 read -r -a disks <<<"$BRAID_DISKS"
 (IFS=,; echo "${disks[*]}") >paths
 cluster_up --sds ${#disks[@]} --paths "$(cat paths)"
@@ -16,6 +16,7 @@ scli volume create vol --size 1G --replicas 2
 sdc attach /dev/nbd0 --volume vol
 mkfs.ext4 -q /dev/nbd0
 mount /dev/nbd0 mnt
+blockdev --setra 8192 /dev/nbd0
 echo 60 >/proc/sys/vm/dirty_ratio
 echo 40 >/proc/sys/vm/dirty_background_ratio
 
@@ -26,9 +27,9 @@ free=$(awk '/MemAvailable/ { print int($2 / 1024) }' /proc/meminfo)
 head -c $((free / 3))M /dev/zero | tr '\0' h >hog/file
 say "$(awk '/MemAvailable/ { print int($2 / 1024) }' /proc/meminfo) MiB of memory are left"
 
-# text N prints 100 MB that are another for each N. (head ends the pipe early.)
+# text N prints what is another for each N. (head ends the pipe early.)
 text() {
-	{ yes "file $1: $(printf "%0900d" "$1")" || :; } 2>/dev/null | head -c 100M
+	{ yes "file $1: $(printf "%0900d" "$1")" || :; } 2>/dev/null | head -c ${megabytes}M
 }
 
 for ((round = 1; round <= times; round++)); do
@@ -38,7 +39,7 @@ for ((round = 1; round <= times; round++)); do
 	done
 	for i in 1 2 3; do wait "${jobs[i]}"; done
 	sync -f mnt
-	say "round $round: 300 MB written back"
+	say "round $round: $((3 * megabytes)) MB written back"
 done
 echo 3 >/proc/sys/vm/drop_caches
 for i in 1 2 3; do

@@ -6,7 +6,7 @@
 # good comes last.
 set -u
 here=$(dirname -- "$(readlink -f -- "$0")")
-export BRAID_TEST_SHARED=1
+export BRAID_TEST_SHARED=1 BRAID_WAIT=${BRAID_WAIT:-600}
 "$here/../cluster" up --dir /tmp/braid-test/cluster --sds 3 --size 2G || exit 1
 for story in "$@"; do
 	from=$SECONDS

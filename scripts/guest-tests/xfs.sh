@@ -11,25 +11,27 @@ sdc attach /dev/nbd0 --volume data
 modprobe -q xfs || :
 mkfs.xfs -q /dev/nbd0
 mount /dev/nbd0 mnt
+say "the file system is mounted"
 fio_verify mnt/file
-rm mnt/file
 
-# 150 MiB, two copies.
-head -c 150M /dev/zero | tr '\0' x >mnt/big
+# Two copies. What stood in a removed file would be written over, not added: both go later.
+size=$(amount 60 150) # MiB
+before=$(used)
+head -c ${size}M /dev/zero | tr '\0' x >mnt/big
 sync -f mnt
 # Devices report what is in use with their next lease renewal.
-filled() { full=$(used) && [ "$full" -gt 300000000 ]; }
-within 30 filled
-rm mnt/big
+filled() { full=$(used) && [ "$full" -gt $((before + size * 2000000)) ]; }
+within filled
+rm mnt/big mnt/file
 sync -f mnt
 # XFS gives the extents of a removed file back in the background: a trim that comes
 # too early finds nothing.
-freed() { fstrim mnt && [ "$(used)" -lt $((full - 2 * 100000000)) ]; }
-within 30 freed
+freed() { fstrim mnt && [ "$(used)" -lt $((full - size * 1400000)) ]; }
+within freed
 say "used with the file: $full, after fstrim: $(used)"
 
 scli volume resize data --size 1G
-within 10 size_is /dev/nbd0 $((1 << 30))
+within size_is /dev/nbd0 $((1 << 30))
 xfs_growfs mnt >/dev/null
 [ "$(df --output=size -B1M mnt | tail -n 1)" -gt 900 ] || fail "the file system did not grow"
 fio_verify mnt/file2
