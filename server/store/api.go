@@ -63,8 +63,7 @@ const (
 	// written if the one in Sums does. Nothing else changes, so that it needs no
 	// session, lock or epoch: only bytes that belong there can be written. Value
 	// returns how many blocks were. StatusRot: some have other checksums here, or
-	// lost theirs; an ordinary OpWrite of them mends that, or of the whole chunk
-	// where its page is lost. No Gen.
+	// lost theirs; an ordinary OpWrite of them mends that. No Gen.
 	OpRepair
 	// OpScrub reads the next piece of the device from position Value (0: a new pass
 	// begins) and verifies it: metadata, or a stored chunk. Value returns the next

@@ -47,6 +47,7 @@ type page struct {
 	needsBits bool // pageOverlay: the bitmap, too, lies in the page on the disk
 	hold      bool // a doubt was settled: no data is written before that is proven
 	needsSeq  bool // from the log: the disk may hold newer pages than the header knows
+	isLost    bool // the page on the disk is damaged: see lose
 	folding   bool
 	loading   bool
 	freed     bool             // the record of the chunk's removal is durable
@@ -176,6 +177,10 @@ func (c *Core) settle(i uint32) {
 	if p.freed && p.pins == 0 {
 		p.freed = false
 		c.discardSlot(p.slot)
+	}
+	if p.state == pageBroken && p.pins == 0 && p.firstSeq == 0 && !p.isDirty {
+		c.dropPage(i) // read again at the next use
+		c.wakeCache()
 	}
 	if !p.evictable() {
 		return

@@ -190,7 +190,7 @@ func (c *Core) ready(r *Request) bool {
 	}
 	p := c.cache.at(r.page)
 	if p.state != pageReady {
-		if p.state == pageBroken && c.overwrites(r) {
+		if p.state == pageBroken && r.overwrites() {
 			c.restart(r.page)
 		} else {
 			return c.awaitPage(r, p)
@@ -236,12 +236,10 @@ func (c *Core) awaitPage(r *Request, p *page) bool {
 }
 
 // overwrites reports whether the request replaces the whole chunk, whose
-// damaged metadata then does not matter any more.
-func (c *Core) overwrites(r *Request) bool {
-	return r.Length == cluster.ChunkSize && c.cache.at(r.page).fault == transport.StatusRot
-}
+// unreadable metadata then does not matter any more.
+func (r *Request) overwrites() bool { return r.Length == cluster.ChunkSize }
 
-// restart gives a chunk with damaged metadata an empty page: all of it is about
+// restart gives a chunk with unreadable metadata an empty page: all of it is about
 // to be written.
 func (c *Core) restart(i uint32) {
 	p := c.cache.at(i)
@@ -292,6 +290,7 @@ func (c *Core) requestIODone(r *Request, err error) {
 	m := span(first, n)
 	p.bits.or(m)
 	p.dirty.or(m)
+	p.regain()
 	c.slots.info[r.slot].blocks = uint16(p.bits.count())
 	c.markDirty(r.page)
 	c.stats.Writes++
@@ -338,6 +337,10 @@ func (c *Core) markDirty(i uint32) {
 	p.cost = uint32(cost)
 	if p.isDirty {
 		return
+	}
+	if p.isLost { // a page that the header does not know may be there
+		in := &c.slots.info[p.slot]
+		in.pageSeq = max(in.pageSeq, p.topSeq)
 	}
 	p.isDirty = true
 	p.next = 0

@@ -97,9 +97,11 @@ func (c *Core) loadDone(io *IO, err error) {
 			}
 		}
 		c.stats.Rot += uint64(lost.count())
-	default:
-		p.state, p.fault = pageBroken, st
+	case overlay || st == transport.StatusRot:
+		p.lose()
 		c.stats.Rot++
+	default:
+		p.state, p.fault = pageBroken, st // the next use reads it again
 	}
 	q := c.cache.wait[i]
 	c.cache.wait[i] = reqQueue{}
@@ -107,11 +109,30 @@ func (c *Core) loadDone(io *IO, err error) {
 		c.step(r)
 	}
 	c.unpin(i)
-	if p.state == pageBroken && p.pins == 0 && p.firstSeq == 0 && !p.isDirty {
-		c.dropPage(i) // read again at the next use
-		c.wakeCache()
-	}
 	c.retry = c.retry || c.spaceQ.head != nil
+}
+
+// lose makes of a chunk whose page is gone one whose blocks have all rotted: which
+// of them are present is not known either, and what the disk has is nobody's. No
+// read is answered from it; whoever mends it (a resync, a resolver, a client that
+// writes) does so block by block.
+func (p *page) lose() {
+	p.state, p.fault, p.needsBits, p.isLost = pageReady, 0, false, true
+	p.bits = span(0, blocks)
+	p.logged = p.bits
+	for i := range p.sums {
+		p.sums[i] = unknownSum
+	}
+}
+
+// regain notes that nothing of a lost page is missing any more.
+func (p *page) regain() {
+	for i := range uint32(blocks) {
+		if !p.isLost || p.bits.has(i) && p.sums[i] == unknownSum {
+			return
+		}
+	}
+	p.isLost = false
 }
 
 // seqLeap is added where the pages on the disk cannot be read: more folds than

@@ -40,7 +40,7 @@ func (c *Core) Peek(volume cluster.VolumeID, layer uint32, chunk uint64) (p Peek
 	if in.page == 0 || isUnknown {
 		return p
 	}
-	if page := c.cache.at(in.page); page.state == pageReady {
+	if page := c.cache.at(in.page); page.state == pageReady && !page.isLost {
 		p.Known = true
 		page.bits.put(p.Present[:])
 	}

@@ -89,6 +89,7 @@ func (c *Core) readBlocks(r *Request, p *page, slot uint32) {
 		return
 	}
 	first := r.Offset >> blockShift
+	isLost := false
 	for i := range r.Length >> blockShift {
 		if r.Op == OpSums || r.Raw {
 			break // made of the bytes that are read
@@ -96,8 +97,15 @@ func (c *Core) readBlocks(r *Request, p *page, slot uint32) {
 		s := c.zeroSum
 		if m.has(first + i) {
 			s = p.sums[first+i]
+			isLost = isLost || s == unknownSum
 		}
 		binary.LittleEndian.PutUint64(r.Sums[8*i:], s)
+	}
+	if isLost { // nobody could verify them
+		c.stats.Rot++
+		c.unpin(r.page)
+		c.reply(r, transport.StatusRot)
+		return
 	}
 	a, b := m.first()-first, m.last()-first+1
 	r.slot, r.stage = slot, stageIO

@@ -28,6 +28,7 @@ func (c *Core) stepStamp(r *Request) {
 		in.gen, in.interval = uint64(r.Tag.Gen), r.Tag.Interval // may go back: that is the point
 	}
 	c.adopt(r.key(), p)
+	c.slots.info[r.slot].blocks = uint16(p.bits.count()) // a lost page has another count than the header
 	c.stampEntry(r, r.al)
 	c.markDirty(r.page)
 	c.endChange(r, transport.StatusOK)

@@ -165,7 +165,7 @@ func (c *Core) judgePage(r *Request) {
 		t := int64(in.pageSeq & 1)
 		if !x.decode(r.Data[t*pageSize:], c.salt, r.slot, nil) || x.head.pageSeq != in.pageSeq {
 			c.stats.MetaRot++
-			if p != nil {
+			if p != nil && !p.isLost {
 				c.rewritePage(in.page)
 			}
 		}
@@ -194,6 +194,11 @@ func (c *Core) rewritePage(i uint32) {
 func (c *Core) scrubData(r *Request) {
 	p, slot, ok := c.readable(r)
 	if !ok {
+		return
+	}
+	if p.isLost {
+		c.unpin(r.page)
+		c.reply(r, transport.StatusRot)
 		return
 	}
 	t := r.Table

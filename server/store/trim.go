@@ -79,6 +79,7 @@ func (c *Core) applyTrim(r *Request) {
 		c.untear(r)
 		p.bits.without(m)
 		p.dirty.or(m)
+		p.regain()
 		c.slots.info[r.slot].blocks = uint16(p.bits.count())
 		c.markDirty(r.page)
 	}

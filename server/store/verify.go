@@ -94,7 +94,7 @@ func (c *Core) pumpVerify() {
 		case pageReady:
 			c.readVerify(p)
 		case pageBroken:
-			c.endVerify(transport.StatusOK) // who waits finds the page broken
+			c.endVerify(p.fault) // not verified: the next use tries again
 		default:
 			c.wantLoad(v.page)
 			c.pumpLoads()
@@ -188,6 +188,7 @@ func (c *Core) compare() {
 			torn.sums = append(torn.sums, sum)
 		}
 	}
+	p.regain()
 	if !torn.bits.empty() {
 		c.stats.Torn += uint64(torn.bits.count())
 		c.torn[ent.key] = &torn
