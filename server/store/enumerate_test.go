@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"testing"
 
 	"braid/cluster"
@@ -42,8 +43,11 @@ func newEnumerator(t testing.TB, seed uint64, cfg Config) *enumerator {
 	e := &enumerator{on: true, rnd: rand.New(rand.NewPCG(seed, 11))}
 	e.looking = alignedBytes(cluster.ChunkSize)
 	e.images = disk.Images{Limit: 16, Torn: true, Rand: e.rnd}
-	if os.Getenv("BRAID_SOAK") != "" {
+	switch {
+	case os.Getenv("BRAID_SOAK") != "":
 		e.images.Limit, e.images.AllTorn = 1<<10, true
+	case testing.Short():
+		e.images.Limit = 4
 	}
 	e.model = newModel(t, seed, profile{size: enumSize, ring: 64 * pageSize, chunks: 6, every: 1 << 30}, cfg)
 	e.rig.each = e.point
@@ -173,13 +177,17 @@ func (d *tap) Flush() error {
 	return d.Mem.Flush()
 }
 
-// scripts are what devices go through. Each is short, so that most prefixes have
-// few unflushed sectors and all subsets of them can be looked at.
-var scripts = []struct {
+// script is what a device goes through.
+type script struct {
 	name string
 	cfg  Config
 	run  func(e *enumerator)
-}{
+}
+
+// scripts are the ordinary things; upkeepScripts are the others.
+// Each is short, so that most prefixes have
+// few unflushed sectors and all subsets of them can be looked at.
+var scripts = []script{
 	{"first writes", Config{}, func(e *enumerator) {
 		e.write(0, 0, 1)
 		e.some(2)
@@ -347,7 +355,7 @@ var scripts = []struct {
 // of garbage. BRAID_SOAK=1: all subsets up to 2^10, each sector torn in each way,
 // more orders of completion.
 func TestCrashEnumeration(t *testing.T) {
-	orders, scripts := uint64(2), scripts
+	orders, scripts := uint64(2), slices.Concat(scripts, upkeepScripts)
 	switch {
 	case os.Getenv("BRAID_SOAK") != "":
 		orders = 4
@@ -371,39 +379,33 @@ func TestCrashEnumeration(t *testing.T) {
 
 // Goal: the enumeration finds errors. Two rules of the core are switched off, and
 // errors are planted below it: a flush that lies, and a fold that goes to the twin
-// that counts.
+// that counts; those of upkeepScripts see plantedInUpkeep.
 func TestCrashEnumerationFinds(t *testing.T) {
-	for _, x := range []struct {
-		name  string
-		off   rules.Off
-		plant func(*rigIO)
-	}{
-		{"no log first", rules.Set(rules.LogFirst), nil},
-		{"flush without metadata", rules.Set(rules.FlushMetadata), nil},
-		{"a flush that lies", rules.Off(0), func(p *rigIO) {
+	all := append([]planted{
+		{name: "no log first", off: rules.Set(rules.LogFirst)},
+		{name: "flush without metadata", off: rules.Set(rules.FlushMetadata)},
+		{name: "a flush that lies", plant: func(_ *enumerator, p *rigIO) {
 			if p.io.Kind == IOFlush {
 				p.mark = 0
 			}
 		}},
-		{"a fold to the wrong twin", rules.Off(0), func(p *rigIO) {
+		{name: "a fold to the wrong twin", plant: func(_ *enumerator, p *rigIO) {
 			if p.io.owner == ownFold {
 				p.off ^= pageSize
 			}
 		}},
-	} {
+	}, plantedInUpkeep...)
+	if testing.Short() {
+		all = all[:1]
+	}
+	for _, x := range all {
 		found := ""
-		for _, s := range scripts {
-			c := &caught{TB: t}
-			done := make(chan struct{})
-			go func() {
-				defer close(done)
-				s.cfg.LocalResolve, s.cfg.VerifyReads, s.cfg.Off = true, true, x.off
-				e := newEnumerator(c, 0, s.cfg)
-				e.rig.plant = x.plant
-				s.run(e)
-			}()
-			if <-done; c.message != "" {
-				found = s.name + ": " + c.message
+		for _, s := range slices.Concat(scripts, upkeepScripts) {
+			if x.script != "" && x.script != s.name {
+				continue
+			}
+			if found = x.runIn(t, s); found != "" {
+				found = s.name + ": " + found
 				break
 			}
 		}
@@ -412,6 +414,34 @@ func TestCrashEnumerationFinds(t *testing.T) {
 		}
 		t.Logf("%s: %.180s", x.name, found)
 	}
+}
+
+// planted is an error that the enumeration has to find.
+type planted struct {
+	name   string
+	script string // where; empty: in whichever is first
+	off    rules.Off
+	plant  func(*enumerator, *rigIO)
+}
+
+// runIn returns what was noticed.
+func (x *planted) runIn(t *testing.T, s script) string {
+	c := &caught{TB: t}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.cfg.LocalResolve, s.cfg.VerifyReads, s.cfg.Off = true, true, x.off
+		e := newEnumerator(c, 0, s.cfg)
+		e.images.Limit = 16
+		if x.plant != nil {
+			e.rig.plant = func(p *rigIO) { x.plant(e, p) }
+		}
+		s.run(e)
+		e.quiesce()
+		e.point()
+	}()
+	<-done
+	return c.message
 }
 
 // Goal: a format that is cut off at any step leaves a device that is not
