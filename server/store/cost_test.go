@@ -151,7 +151,7 @@ func TestCosts(t *testing.T) {
 		warm := func(i int) uint64 { return uint64(i) % 128 }
 		c.write(warm, 4096, 1<<30)
 		c.n.core.stats = Stats{}
-		c.write(warm, 64000, 1<<30)
+		c.write(warm, shorter(64000, 8), 1<<30)
 		s := c.n.core.Stats()
 		t.Log(c.n.counters())
 		if s.LogPages+s.FoldPages+s.HeaderPages > s.Writes/200 || s.DeviceFlushes > s.Writes/1000 {
@@ -165,9 +165,9 @@ func TestCosts(t *testing.T) {
 			x = x*6364136223846793005 + 1442695040888963407
 			return x >> 33 % (8 * slots)
 		}
-		c.write(cold, 32000, 1<<30)
+		c.write(cold, shorter(32000, 2), 1<<30)
 		c.n.core.stats = Stats{}
-		c.write(cold, 64000, 1<<30)
+		c.write(cold, shorter(64000, 8), 1<<30)
 		s := c.n.core.Stats()
 		t.Log(c.n.counters())
 		if s.LogPages+s.FoldPages+s.HeaderPages > s.Writes*5/2 || s.DeviceFlushes > s.Writes/10 {
@@ -179,7 +179,7 @@ func TestCosts(t *testing.T) {
 		hot := func(i int) uint64 { return uint64(i) % 128 }
 		c.write(hot, 4096, 1)
 		c.n.core.stats = Stats{}
-		c.write(hot, 32000, 1)
+		c.write(hot, shorter(32000, 8), 1)
 		s := c.n.core.Stats()
 		t.Log(c.n.counters())
 		if s.LogPages > s.Writes*11/10 || s.DeviceFlushes > s.Writes*11/10 {

@@ -27,6 +27,14 @@ func seeds() int {
 	return *seedCount
 }
 
+// shorter is n, or with -short a part of it.
+func shorter(n, part int) int {
+	if testing.Short() {
+		return n / part
+	}
+	return n
+}
+
 // Goal: random operations, completions in random order, power losses at random
 // points; every block reads as one of the values it may have, regions with
 // unflushed writes are in the log, nothing hangs, the books balance.
@@ -49,6 +57,7 @@ func TestModelSeedsThatFailed(t *testing.T) {
 
 func runSeed(t *testing.T, seed int) {
 	p := profiles()[seed%4]
+	p.steps = shorter(p.steps, 8)
 	cfg := Config{LocalResolve: seed%8 < 4, VerifyReads: true, Discard: seed%3 != 0}
 	switch seed % 4 {
 	case 2:
@@ -65,10 +74,11 @@ func TestModelScrub(t *testing.T) {
 	for seed := range min(seeds(), 4) {
 		p := profiles()[seed]
 		p.every *= 4
+		p.steps = shorter(p.steps, 4)
 		m := newModel(t, uint64(seed), p, Config{LocalResolve: true, Discard: true, PageCache: slabPages})
 		m.scrub = &Request{Op: OpScrub, Data: alignedBytes(cluster.ChunkSize), Table: &transport.SumTable{}}
 		runModel(t, m)
-		if s := m.rig.core.Stats(); m.scrubs < 100 {
+		if s := m.rig.core.Stats(); m.scrubs < m.steps/10 {
 			t.Errorf("%d pieces, %+v", m.scrubs, s)
 		}
 	}

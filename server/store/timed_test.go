@@ -188,11 +188,11 @@ func TestCostsOnSlowFlush(t *testing.T) {
 		t.Run(k.name, func(t *testing.T) {
 			c := newTimedClient(t, slots, k.depth)
 			c.chunk = k.chunk
-			n := 16000
+			n := shorter(16000, 8)
 			if k.fsync {
-				n = 5000
+				n = shorter(5000, 8)
 			}
-			c.run(n, k.fsync) // warm
+			c.run(2*n, k.fsync) // warm
 			from := c.now
 			c.run(n, k.fsync)
 			s := c.core.Stats()

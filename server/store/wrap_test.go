@@ -12,7 +12,8 @@ import (
 // power losses drawn at every completion: whatever was flushed is there, and the
 // log is never found with a hole.
 func TestRingWraps(t *testing.T) {
-	const chunks, rounds = 4, 60
+	const chunks = 4
+	rounds := uint64(shorter(60, 2))
 	l, err := layoutWith(32<<20, leastRing*4)
 	if err != nil {
 		t.Fatal(err)
