@@ -24,6 +24,9 @@ var _ pbconnect.MdmHandler = (*api)(nil)
 
 // leader returns this member's term, or the refusal that names who leads.
 func (a *api) leader(ctx context.Context) (*leader, error) {
+	if text := a.m.held(); text != "" {
+		return nil, connect.NewError(connect.CodeUnavailable, errors.New(text))
+	}
 	if l := a.m.leads(); l != nil {
 		return l, nil
 	}

@@ -40,6 +40,9 @@ func (a *api) Status(ctx context.Context, r *connect.Request[pb.StatusRequest],
 		s := st.Status(a.used())
 		resp.Cluster, resp.MapVersion = pb.FromUUID(st.Cluster()), st.MapVersion()
 		resp.Health, resp.Reasons = s.Health, s.Reasons
+		if text := heldText(st); text != "" {
+			resp.Health, resp.Reasons = state.Degraded, []string{text}
+		}
 		resp.Servers, resp.ServersUp = uint32(s.Servers), uint32(s.ServersUp)
 		resp.Devices, resp.DevicesUp = uint32(s.Devices), uint32(s.DevicesUp)
 		resp.Capacity, resp.Used = s.Capacity, s.Used
@@ -111,7 +114,26 @@ func (a *api) WatchMap(ctx context.Context, r *connect.Request[pb.WatchMapReques
 	for i, id := range r.Msg.Volumes {
 		volumes[i] = cluster.VolumeID(id)
 	}
+	for {
+		changed, text := a.m.store.next(), a.m.held()
+		if text == "" {
+			break
+		}
+		if r.Msg.HaveVersion > 0 {
+			return a.heldWatch(text)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return connect.NewError(connect.CodeUnavailable, ctx.Err())
+		}
+	}
 	sent, first := a.catchUp(ctx, r.Msg.HaveVersion), true
+	if sent < r.Msg.HaveVersion && ctx.Err() == nil {
+		a.m.config.Log.Error("a receiver has a newer map than this cluster ever had, and will ignore what it is "+
+			"sent; was etcd's data put back by hand? Use scli backup and mdm serve --restore",
+			"receiver", r.Peer().Addr, "version", r.Msg.HaveVersion)
+	}
 	for ctx.Err() == nil {
 		changed := a.m.store.next()
 		var delta *cluster.Delta

@@ -145,11 +145,15 @@ func (a *api) RenewSession(ctx context.Context, r *connect.Request[pb.RenewSessi
 		return nil, err
 	}
 	resp := &pb.RenewSessionResponse{}
-	var sound []*pb.SessionState
+	var sound, adopt []*pb.SessionState
 	a.m.store.read(func(st *state.State) {
 		for _, s := range r.Msg.Sessions {
 			id, gen := cluster.VolumeID(s.Volume), cluster.Generation(s.Generation)
-			if st.Holds(id, r.Msg.Client, gen) {
+			adopts := !st.Adopt(id, r.Msg.Client, gen, l.now()).Empty()
+			if adopts {
+				adopt = append(adopt, s)
+			}
+			if adopts || st.Holds(id, r.Msg.Client, gen) {
 				l.leases.renewSession(id, gen, s.AdoptedVersion, l.now())
 				if s.SoundVersion > 0 && !st.Sound(id, gen, s.SoundVersion, l.now()).Empty() {
 					sound = append(sound, s)
@@ -159,6 +163,13 @@ func (a *api) RenewSession(ctx context.Context, r *connect.Request[pb.RenewSessi
 			}
 		}
 	})
+	for _, s := range adopt {
+		if err := l.change(decided(ctx), func(st *state.State, now time.Time) (*state.Tx, error) {
+			return st.Adopt(cluster.VolumeID(s.Volume), r.Msg.Client, cluster.Generation(s.Generation), now), nil
+		}); err != nil {
+			return nil, a.coded(ctx, err)
+		}
+	}
 	for _, s := range sound {
 		if err := l.change(decided(ctx), func(st *state.State, now time.Time) (*state.Tx, error) {
 			return st.Sound(cluster.VolumeID(s.Volume), cluster.Generation(s.Generation), s.SoundVersion, now), nil

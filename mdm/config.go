@@ -49,6 +49,10 @@ type Config struct {
 	// where it listens.
 	Advertise string
 
+	// Restore is the path of a backup that an empty store is filled from; empty: a
+	// cluster is founded there.
+	Restore string
+
 	ServerLease  time.Duration
 	SessionLease time.Duration
 

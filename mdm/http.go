@@ -33,6 +33,10 @@ func (m *Member) newServer(running context.Context) *http.Server {
 	mux.Handle(pbconnect.NewMdmHandler(&api{m}, connect.WithReadMaxBytes(maxRequestBytes),
 		connect.WithInterceptors(counted.interceptor())))
 	mux.HandleFunc("GET /healthz", m.health)
+	mux.HandleFunc("GET /backup", m.handleBackup)
+	mux.HandleFunc("GET /restore", m.handleRestore)
+	mux.HandleFunc("POST /restore/map", m.handleRestore)
+	mux.HandleFunc("POST /restore/confirm", m.handleRestore)
 	mux.Handle("GET /metrics", counted.handler())
 	if m.config.Pprof {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)

@@ -27,6 +27,7 @@ type leader struct {
 	care   *care
 	mover  mover
 	health healthWatch
+	told   testimony
 	end    context.CancelFunc // ends the term
 	log    *slog.Logger
 
@@ -183,6 +184,11 @@ func (l *leader) tick(ctx context.Context) error {
 			l.leases.extend(late)
 		}
 		last = now
+		held := false
+		l.store.read(func(st *state.State) { held = st.Held() != nil })
+		if held {
+			continue
+		}
 		if err := errors.Join(l.expire(ctx), l.tend(ctx), l.tellHealth(ctx)); err != nil {
 			// It passes: etcd may be without a quorum. The leases stay as they are
 			// and the next tick tries again.

@@ -58,6 +58,14 @@ func (l *leases) renewServer(name string, now time.Time) {
 	l.servers[name] = now.Add(l.serverTerm)
 }
 
+// forget starts all terms anew: nobody could renew up to now.
+func (l *leases) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	clear(l.servers)
+	clear(l.sessions)
+}
+
 // endServer lets a server's lease run out at once: it said that it stops.
 func (l *leases) endServer(name string) {
 	l.mu.Lock()

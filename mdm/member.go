@@ -77,6 +77,11 @@ func (m *Member) start(ctx context.Context, listener net.Listener) (err error) {
 	if m.backend, err = openEtcd(ctx, m.config); err != nil {
 		return err
 	}
+	if m.config.Restore != "" {
+		if err := restore(ctx, m.backend.client, m.config.Restore, m.config.now()); err != nil {
+			return err
+		}
+	}
 	m.store = newStore(m.backend.client, m.config.policy(), m.config.Log)
 	from, err := m.store.load(ctx)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -31,6 +32,7 @@ type store struct {
 
 	mu      sync.RWMutex // guards what follows; never held across a call to etcd
 	state   *state.State
+	base    int64         // of etcd's revisions to the state's, see state.Restored
 	changed chan struct{} // closed and replaced when the state changes
 }
 
@@ -45,6 +47,13 @@ func (s *store) read(f func(*state.State)) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	f(s.state)
+}
+
+// offset is what the state's revisions are ahead of etcd's.
+func (s *store) offset() int64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.base
 }
 
 // next returns a channel that closes with the next change. Take it before
@@ -70,9 +79,12 @@ func (s *store) load(ctx context.Context) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("read the state from etcd: %w", err)
 	}
-	all := make([]state.Change, len(resp.Kvs))
-	for i, kv := range resp.Kvs {
-		all[i] = state.Change{Key: string(kv.Key), Value: kv.Value, Revision: kv.ModRevision}
+	all, restored, err := decode(resp.Kvs)
+	if err != nil {
+		return 0, err
+	}
+	if restored.Loading {
+		return 0, errors.New("a restore has begun and not ended: start a member with --restore and that backup again")
 	}
 	fresh := state.New()
 	fresh.Policy = s.policy
@@ -80,7 +92,7 @@ func (s *store) load(ctx context.Context) (int64, error) {
 		return 0, err
 	}
 	return resp.Header.Revision + 1, s.update(func() error {
-		s.state = fresh
+		s.state, s.base = fresh, restored.Base
 		return nil
 	})
 }
@@ -97,7 +109,7 @@ func (s *store) follow(ctx context.Context, from int64) {
 			return
 		}
 		if !errors.Is(err, errUnreadable) && !errors.Is(err, rpctypes.ErrCompacted) {
-			s.read(func(st *state.State) { from = st.Revision + 1 })
+			s.read(func(st *state.State) { from = st.Revision + 1 - s.base })
 			continue
 		}
 		// What was missed is gone: read everything. Streams notice that their
@@ -119,15 +131,21 @@ func (s *store) follow(ctx context.Context, from int64) {
 func (s *store) watch(ctx context.Context, from int64) error {
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
+	base := s.offset()
 	for resp := range s.etcd.Watch(ctx, state.Prefix, clientv3.WithPrefix(), clientv3.WithRev(from)) {
 		if err := resp.Err(); err != nil {
 			return err
 		}
 		changes := make([]state.Change, len(resp.Events))
 		for i, e := range resp.Events {
-			changes[i] = state.Change{Key: string(e.Kv.Key), Revision: e.Kv.ModRevision}
+			changes[i] = state.Change{Key: string(e.Kv.Key), Revision: e.Kv.ModRevision + base}
 			if e.Type == clientv3.EventTypePut {
 				changes[i].Value = e.Kv.Value
+			}
+			if changes[i].Key == state.RestoredKey {
+				if _, restored, err := decode([]*mvccpb.KeyValue{e.Kv}); err != nil || restored.Base != base {
+					return fmt.Errorf("%w: a restore has begun", errUnreadable)
+				}
 			}
 		}
 		if err := s.update(func() error { return s.state.Apply(changes) }); err != nil {
@@ -148,9 +166,13 @@ type guard struct {
 func (s *store) commit(ctx context.Context, steps []state.Step, g guard) error {
 	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
 	defer cancel()
+	base := s.offset()
 	for _, step := range steps {
 		conditions := []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(g.key), "=", g.created)}
 		for key, revision := range step.Expect {
+			if revision != 0 {
+				revision -= base
+			}
 			conditions = append(conditions, clientv3.Compare(clientv3.ModRevision(key), "=", revision))
 		}
 		var ops []clientv3.Op
@@ -168,7 +190,7 @@ func (s *store) commit(ctx context.Context, steps []state.Step, g guard) error {
 		if err != nil {
 			return fmt.Errorf("write to etcd: %w", err)
 		}
-		if err := s.reach(ctx, resp.Header.Revision, resp.Succeeded); err != nil {
+		if err := s.reach(ctx, resp.Header.Revision+base, resp.Succeeded); err != nil {
 			return err
 		}
 		if !resp.Succeeded {

@@ -328,8 +328,8 @@ func (s *Server) learn(m *cluster.Map) {
 		return
 	}
 	if s.current != nil && m.Version < s.current.Version {
-		s.log.Warn("ignored a map that is older than the known one; if the manager was restored from a backup, "+
-			"restart sds", "version", m.Version, "known", s.current.Version)
+		s.log.Warn("ignored a map that is older than the known one; was etcd's data put back by hand? "+
+			"Use scli backup and mdm serve --restore", "version", m.Version, "known", s.current.Version)
 		return
 	}
 	s.current = m

@@ -82,6 +82,8 @@ GET /healthz tells whether changes can be made, GET /metrics is for Prometheus.`
 	f.StringVar(&config.Cluster, "cluster", "",
 		"all members as NAME=http://HOST:PORT,… (default: this one alone)")
 	f.StringSliceVar(&config.Etcd, "etcd", nil, "URLs of an etcd to use instead of the one built in")
+	f.StringVar(&config.Restore, "restore", "",
+		"fill the empty store from this file, which scli backup made; then see scli restore status")
 	f.BoolVar(&config.AutoEvict, "auto-evict", true,
 		"take copies that are away or restarted out of their groups, and bring them back by resync")
 	f.BoolVar(&config.Insecure, "insecure", false,

@@ -80,6 +80,9 @@ func (c *Client) RegisterServer(ctx context.Context, r ServerReport) (Registrati
 	req := &pb.RegisterServerRequest{Name: r.Name, Addr: r.Addr, FaultSet: r.FaultSet,
 		Version: r.Version, Cluster: pb.FromUUID(r.Cluster), Devices: fromReports(r.Devices)}
 	op := "register server " + r.Name
+	c.mu.Lock()
+	c.server = r.Name
+	c.mu.Unlock()
 	resp, err := call(ctx, c, op, req, pbconnect.MdmClient.RegisterServer)
 	if err != nil {
 		return Registration{}, err

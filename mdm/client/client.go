@@ -53,6 +53,7 @@ type Client struct {
 	mu      sync.Mutex // guards what follows; never held across a call
 	leader  string     // who answered last, or was named as the leader; empty: unknown
 	members map[string]pbconnect.MdmClient
+	server  string // the data server that this is the client of; empty: none
 }
 
 // New returns a client of the members at addrs (HOST:PORT). It does not

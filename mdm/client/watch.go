@@ -53,6 +53,7 @@ type mapWatch struct {
 	volumes []uint64
 	current *cluster.Map
 	deliver func(*cluster.Map)
+	offered string // term of the leader that was told of current, see RestoredKey
 }
 
 // follow reads one stream until it breaks. progress says that a delta came.
@@ -80,6 +81,7 @@ func (w *mapWatch) follow(ctx context.Context, c *Client, addr string) (progress
 		w.deliver(next)
 	}
 	if err := stream.Err(); err != nil {
+		w.offer(ctx, c, addr, err)
 		return progress, err
 	}
 	return progress, io.EOF

@@ -37,6 +37,7 @@ type State struct {
 	removed  map[cluster.VolumeID]*Tombstone
 	sets     map[uint32]*cluster.PGSet
 	settings *Settings // nil: the defaults
+	restored *Restored // nil: this history began with an empty store
 	pages    map[uint32]map[int][]placed
 	events   []Event // oldest first
 
@@ -118,6 +119,8 @@ func (s *State) apply(c Change) error {
 		return json.Unmarshal(c.Value, &s.counters)
 	case settingsKey:
 		return s.applySettings(c)
+	case RestoredKey:
+		return s.applyRestored(c)
 	case memberPrefix:
 		return applyRecord(s.members, name, c.Value)
 	case eventPrefix:

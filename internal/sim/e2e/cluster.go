@@ -38,6 +38,7 @@ type Cluster struct {
 	Pool *buf.Pool
 
 	mdmDir, mdmAddr string
+	restore         string // backup that mdm starts from; empty: none
 	rng             *rand.Rand
 	volumes         int
 	alSlots         int
@@ -137,7 +138,7 @@ func (c *Cluster) StartMdm() {
 	defer cancel()
 	m, err := mdm.Start(ctx, mdm.Config{DataDir: c.mdmDir, Listen: c.mdmAddr, Name: "mdm1",
 		ServerLease: 2 * time.Second, SessionLease: 3 * time.Second,
-		AutoEvict: !c.waits, Probe: transport.Probe,
+		AutoEvict: !c.waits, Probe: transport.Probe, Restore: c.restore,
 		Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		c.T.Fatal(err)
