@@ -73,6 +73,7 @@ type device struct {
 	target    *target
 	mend      *mender
 	scrub     *scrubber
+	catchUp   catchUpMeter
 	front     int64  // ns: how long clients' requests take, an average of the latest
 	frontAt   int64  // when it was measured last
 	adopted   uint64 // map version, as last reported
@@ -341,7 +342,13 @@ func (d *device) refreshReport() {
 		p := d.target.core.Stats()
 		r.Resync = &client.ResyncReport{Groups: p.Groups, Compared: p.Compared, ChunksLeft: uint64(p.Dirty),
 			BytesCopied: p.BytesCopied, BytesPerSecond: uint64(p.Rate), Stuck: p.Stuck}
+		m := &d.catchUp
+		m.look(d.loop.Now(), &p)
+		r.Resync.CopiedPerSecond, r.Resync.SettledPerSecond = uint64(m.copied), uint64(m.settled)
+	} else {
+		d.catchUp = catchUpMeter{}
 	}
+	d.stats.resynced.Store(d.target.core.Stats().BytesCopied)
 	if d.state == deviceFailed {
 		r.Failed = "failed"
 		if err := d.core.Err(); err != nil {

@@ -102,8 +102,10 @@ func (d *device) collect(out chan<- prometheus.Metric) {
 	if r := report.Resync; r != nil {
 		send(prometheus.GaugeValue, "resync_groups", "Groups that are being brought in sync.", float64(r.Groups))
 		send(prometheus.GaugeValue, "resync_chunks_left", "Chunks left to copy, at most.", float64(r.ChunksLeft))
-		send(prometheus.CounterValue, "resync_bytes_total", "Bytes copied to bring groups in sync.",
-			float64(r.BytesCopied))
+		send(prometheus.GaugeValue, "resync_copied_bytes_per_second", "Copied of what differed, measured.",
+			float64(r.CopiedPerSecond))
+		send(prometheus.GaugeValue, "resync_settled_bytes_per_second", "By which chunks left become fewer, measured.",
+			float64(r.SettledPerSecond))
 	}
 	if !d.live.Load() {
 		return
@@ -112,6 +114,7 @@ func (d *device) collect(out chan<- prometheus.Metric) {
 	const c, g = prometheus.CounterValue, prometheus.GaugeValue
 	st, ls := &d.stats, d.loop.Stats()
 	send(c, "frames_total", "Requests received.", float64(st.frames.Load()))
+	send(c, "resync_bytes_total", "Bytes copied to bring groups in sync.", float64(st.resynced.Load()))
 	send(c, "disk_operations_total", "Operations given to the disk.", float64(st.diskOps.Load()))
 	send(c, "disk_errors_total", "Operations that the disk failed.", float64(st.diskErrors.Load()))
 	send(c, "pauses_total", "Times a connection waited for memory.", float64(st.pauses.Load()))

@@ -15,6 +15,7 @@ const statusCount = 16
 type deviceStats struct {
 	frames, diskOps, diskErrors, pauses atomic.Uint64
 	refusals                            [statusCount]atomic.Uint64 // replies by status, but StatusOK
+	resynced                            atomic.Uint64              // bytes copied by resync
 	conns                               atomic.Int64
 	pressure                            atomic.Int64
 	store                               atomic.Pointer[store.Stats]

@@ -21,8 +21,8 @@ func (s *status) progress(m *pb.StatusResponse, now time.Time) {
 	for _, r := range m.Resyncs {
 		p := r.GetReport()
 		c := catchUp{Device: r.Device, Name: r.Name, Groups: p.GetGroups(), Compared: p.GetCompared(),
-			Left: p.GetChunksLeft() * cluster.ChunkSize, Copied: p.GetBytesCopied(), Rate: p.GetBytesPerSecond(),
-			Seconds: -1, Stuck: p.GetStuck()}
+			Left: p.GetChunksLeft() * cluster.ChunkSize, Copied: p.GetBytesCopied(), Rate: p.GetSettledPerSecond(),
+			CopiedRate: p.GetCopiedPerSecond(), Pace: p.GetBytesPerSecond(), Seconds: -1, Stuck: p.GetStuck()}
 		// While groups are not compared nobody knows what is left of them.
 		if c.Rate > 0 && c.Stuck == "" && c.Compared == c.Groups {
 			c.Seconds = int64((c.Left + c.Rate - 1) / c.Rate)

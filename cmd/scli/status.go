@@ -62,9 +62,13 @@ type catchUp struct {
 	Compared uint32 `json:"compared"`
 	Left     uint64 `json:"bytes_left"` // at most
 	Copied   uint64 `json:"bytes_copied"`
-	Rate     uint64 `json:"bytes_per_second"` // that its pace allows; 0: all that goes
-	Seconds  int64  `json:"seconds_left"`     // -1: not known
-	Stuck    string `json:"stuck"`
+	// Measured over some seconds, 0: not yet: by which bytes_left falls, and of it
+	// what differed and was copied.
+	Rate       uint64 `json:"bytes_per_second"`
+	CopiedRate uint64 `json:"copied_per_second"`
+	Pace       uint64 `json:"pace"`         // bytes per second that would be allowed; 0: all that goes
+	Seconds    int64  `json:"seconds_left"` // -1: not known
+	Stuck      string `json:"stuck"`
 }
 
 // serving is what a server can do, and why.
@@ -92,7 +96,8 @@ Health is one of
   unavailable  for some data no copy is up: I/O to it waits, nothing is lost
 
 Exposure says how much of the data has how few copies, and since when. Bytes left
-are at most what is left: chunks that turn out to be equal are not copied.`,
+are at most what is left: blocks that turn out to be equal are not copied. The rate
+is that of the last seconds.`,
 		Args: cli.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return a.ask(c, func(ctx context.Context, mdm *client.Client) error {
@@ -316,10 +321,10 @@ func (c *catchUp) text() string {
 	}
 	t += ", " + gb(c.Left) + " left"
 	if c.Rate > 0 {
-		t += ", pace " + gb(c.Rate) + "/s"
+		t += ", goes at " + gb(c.Rate) + "/s, of which " + gb(c.CopiedRate) + "/s differ and are copied"
 	}
 	if c.Seconds >= 0 {
-		t += ", about " + clock(c.Seconds) + " at that pace"
+		t += ", about " + clock(c.Seconds)
 	}
 	if c.Stuck != "" {
 		t += "; stuck: " + c.Stuck

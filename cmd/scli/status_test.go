@@ -67,7 +67,7 @@ func TestStatusText(t *testing.T) {
 			s.Health, s.PGsDegraded = "rebuilding", 120
 			s.Exposure = []exposure{{Copies: 1, Wanted: 2, Groups: 120, Seconds: 4041}}
 			s.CatchUp = []catchUp{{Device: 2, Name: "sds2:/dev/sdb", Groups: 120, Compared: 80, Left: 3_100_000_000,
-				Rate: 210_000_000, Seconds: 15}}
+				Rate: 210_000_000, CopiedRate: 40_000_000, Seconds: 15}}
 		},
 		"stuck": func(s *status, _ []*pb.Server, devices []*pb.Device) {
 			s.Health = "degraded"
@@ -161,8 +161,9 @@ func TestProgress(t *testing.T) {
 			{Wanted: 2, Groups: 1}},
 		Resyncs: []*pb.DeviceResync{
 			{Device: 2, Name: "sds2:/dev/sdb", Report: &pb.ResyncReport{Groups: 4, Compared: 4, ChunksLeft: 100,
-				BytesCopied: 5, BytesPerSecond: 10 << 20}},
-			{Device: 3, Report: &pb.ResyncReport{Groups: 4, Compared: 3, ChunksLeft: 100, BytesPerSecond: 1}}}}, now)
+				BytesCopied: 5, BytesPerSecond: 90 << 20,
+				SettledPerSecond: 10 << 20, CopiedPerSecond: 1 << 20}},
+			{Device: 3, Report: &pb.ResyncReport{Groups: 4, Compared: 3, ChunksLeft: 100, SettledPerSecond: 1}}}}, now)
 	if s.Exposure[0].Seconds != 41 || s.Exposure[1].Seconds != -1 {
 		t.Errorf("exposure %+v", s.Exposure)
 	}

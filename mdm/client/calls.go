@@ -53,6 +53,8 @@ type ResyncReport struct {
 	ChunksLeft       uint64
 	BytesCopied      uint64
 	BytesPerSecond   uint64 // that the pace allows; 0: all that goes
+	CopiedPerSecond  uint64 // measured: written here
+	SettledPerSecond uint64 // measured: by so much ChunksLeft falls, in bytes
 	Stuck            string // why some chunk cannot be copied, or empty
 }
 
@@ -155,7 +157,7 @@ func fromReports(reports []DeviceReport) []*pb.DeviceReport {
 		if p := r.Resync; p != nil {
 			m.Resync = &pb.ResyncReport{Groups: uint32(p.Groups), Compared: uint32(p.Compared),
 				ChunksLeft: p.ChunksLeft, BytesCopied: p.BytesCopied, BytesPerSecond: p.BytesPerSecond,
-				Stuck: p.Stuck}
+				Stuck: p.Stuck, CopiedPerSecond: p.CopiedPerSecond, SettledPerSecond: p.SettledPerSecond}
 		}
 		if p := r.Scrub; p != nil {
 			m.Scrub = &pb.ScrubReport{Run: p.Run, State: p.State, BytesDone: p.BytesDone,

@@ -911,8 +911,12 @@ type ResyncReport struct {
 	BytesCopied    uint64                 `protobuf:"varint,4,opt,name=bytes_copied,json=bytesCopied,proto3" json:"bytes_copied,omitempty"`            // since sds started
 	BytesPerSecond uint64                 `protobuf:"varint,5,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"` // that the pace allows; 0: all that goes
 	Stuck          string                 `protobuf:"bytes,6,opt,name=stuck,proto3" json:"stuck,omitempty"`                                            // why some chunk cannot be copied, or empty
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Measured over the last seconds; 0: not yet. chunks_left falls by the second,
+	// of which the first was written here, because it differed.
+	CopiedPerSecond  uint64 `protobuf:"varint,7,opt,name=copied_per_second,json=copiedPerSecond,proto3" json:"copied_per_second,omitempty"`
+	SettledPerSecond uint64 `protobuf:"varint,8,opt,name=settled_per_second,json=settledPerSecond,proto3" json:"settled_per_second,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *ResyncReport) Reset() {
@@ -985,6 +989,20 @@ func (x *ResyncReport) GetStuck() string {
 		return x.Stuck
 	}
 	return ""
+}
+
+func (x *ResyncReport) GetCopiedPerSecond() uint64 {
+	if x != nil {
+		return x.CopiedPerSecond
+	}
+	return 0
+}
+
+func (x *ResyncReport) GetSettledPerSecond() uint64 {
+	if x != nil {
+		return x.SettledPerSecond
+	}
+	return 0
 }
 
 type ScrubReport struct {
@@ -4596,7 +4614,7 @@ const file_mdm_proto_rawDesc = "" +
 	"\bstart_id\x18\x0f \x01(\x04R\astartId\x1a:\n" +
 	"\fVolumesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x04R\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xc6\x01\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xa0\x02\n" +
 	"\fResyncReport\x12\x16\n" +
 	"\x06groups\x18\x01 \x01(\rR\x06groups\x12\x1a\n" +
 	"\bcompared\x18\x02 \x01(\rR\bcompared\x12\x1f\n" +
@@ -4604,7 +4622,9 @@ const file_mdm_proto_rawDesc = "" +
 	"chunksLeft\x12!\n" +
 	"\fbytes_copied\x18\x04 \x01(\x04R\vbytesCopied\x12(\n" +
 	"\x10bytes_per_second\x18\x05 \x01(\x04R\x0ebytesPerSecond\x12\x14\n" +
-	"\x05stuck\x18\x06 \x01(\tR\x05stuck\"\x8f\x02\n" +
+	"\x05stuck\x18\x06 \x01(\tR\x05stuck\x12*\n" +
+	"\x11copied_per_second\x18\a \x01(\x04R\x0fcopiedPerSecond\x12,\n" +
+	"\x12settled_per_second\x18\b \x01(\x04R\x10settledPerSecond\"\x8f\x02\n" +
 	"\vScrubReport\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1d\n" +
