@@ -66,14 +66,16 @@ func up(t *testing.T) *cluster {
 	if c.bin, err = filepath.Abs(c.bin); err != nil {
 		t.Fatal(err)
 	}
-	if c.dir, err = os.MkdirTemp("", "braid-faults-"); err != nil {
-		t.Fatal(err)
+	for i, dir := range []*string{&c.dir, &c.disks} {
+		if *dir, err = os.MkdirTemp(folderPlaces[i], folderName); err != nil {
+			t.Fatal(err)
+		}
+		lock, err := claim(*dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _, _ = os.RemoveAll(*dir), lock.Close() })
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(c.dir) })
-	if c.disks, err = os.MkdirTemp("/dev/shm", "braid-faults-"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(c.disks) })
 	c.net = newNetwork(t, append(append([]string{manager}, servers...), clients...)...)
 	t.Cleanup(func() {
 		if t.Failed() {

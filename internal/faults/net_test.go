@@ -29,6 +29,7 @@ const inside = "BRAID_FAULTS_INSIDE"
 // TestMain: who is not root becomes root of a user namespace.
 func TestMain(m *testing.M) {
 	if os.Geteuid() == 0 || os.Getenv(inside) != "" {
+		sweep()
 		os.Exit(m.Run())
 	}
 	again := exec.Command("/proc/self/exe", os.Args[1:]...)
@@ -49,6 +50,36 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	os.Exit(again.ProcessState.ExitCode())
+}
+
+// folderName and folderPlaces say where a run has its folders.
+const folderName = "braid-faults-"
+
+var folderPlaces = []string{os.TempDir(), "/dev/shm"}
+
+// claim locks a folder until the file is closed, or the process ends; it fails while
+// another process has it.
+func claim(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// sweep removes what runs that were killed have left.
+func sweep() {
+	for _, place := range folderPlaces {
+		dirs, _ := filepath.Glob(filepath.Join(place, folderName+"*"))
+		for _, dir := range dirs {
+			if f, err := claim(dir); err == nil {
+				_, _ = os.RemoveAll(dir), f.Close()
+			}
+		}
+	}
 }
 
 // node is a machine: a network namespace with one interface, eth0. A thread of this
