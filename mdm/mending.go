@@ -44,7 +44,11 @@ func mended(id cluster.DeviceID, before, now *pb.DeviceReport) (out []mending) {
 	}
 	switch is.State {
 	case "running":
-		out = append(out, mending{id, state.Info, "scrub-started", "all that it holds is read and compared"})
+		what := "all that it holds"
+		if is.Volume != 0 {
+			what += fmt.Sprintf(" of the volume with number %d", is.Volume)
+		}
+		out = append(out, mending{id, state.Info, "scrub-started", what + " is read and compared"})
 	default:
 		severity := state.Info
 		if is.Unmended > 0 {
@@ -86,7 +90,8 @@ func (l *leases) order(to []*pb.ScrubOrder, id cluster.DeviceID, r *pb.DeviceRep
 	case is.GetRun() == order.Run && (!order.Stop || is.GetState() != "running"):
 		return to // it has it
 	}
-	return append(to, &pb.ScrubOrder{Uuid: r.Uuid, Run: order.Run, Rate: order.Rate, Stop: order.Stop})
+	return append(to, &pb.ScrubOrder{Uuid: r.Uuid, Run: order.Run, Rate: order.Rate, Stop: order.Stop,
+		Volume: order.Volume})
 }
 
 // putProgress adds how exposed groups are and how far targets have come.
@@ -128,8 +133,17 @@ func (a *api) Scrub(ctx context.Context, r *connect.Request[pb.ScrubRequest],
 		known[uint32(d.ID)] = true
 		all = append(all, uint32(d.ID))
 	}
-	wanted := r.Msg.Devices
-	if len(wanted) == 0 {
+	wanted, volume := r.Msg.Devices, uint64(0)
+	switch {
+	case r.Msg.Volume != "" && len(wanted) > 0:
+		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("scrub volume %s: devices are named, "+
+			"too; give one or the other", r.Msg.Volume))
+	case r.Msg.Volume != "":
+		if volume, wanted = a.partsOf(r.Msg.Volume); volume == 0 {
+			return nil, connect.NewError(connect.CodeNotFound, fmt.Errorf("scrub volume %s: there is none; "+
+				"`scli volume list` shows them", r.Msg.Volume))
+		}
+	case len(wanted) == 0:
 		wanted = all
 	}
 	for _, id := range wanted {
@@ -138,22 +152,42 @@ func (a *api) Scrub(ctx context.Context, r *connect.Request[pb.ScrubRequest],
 				"`scli device list` shows them", id))
 		}
 	}
-	l.leases.scrub(wanted, r.Msg.Rate, r.Msg.Stop, l.now())
-	return a.ScrubStatus(ctx, connect.NewRequest(&pb.ScrubStatusRequest{}))
+	l.leases.scrub(wanted, &pb.ScrubOrder{Rate: r.Msg.Rate, Stop: r.Msg.Stop, Volume: volume}, l.now())
+	resp, err := a.ScrubStatus(ctx, connect.NewRequest(&pb.ScrubStatusRequest{}))
+	if err == nil {
+		resp.Msg.Ordered = wanted
+	}
+	return resp, err
+}
+
+// partsOf finds a volume by name, and the devices of its groups; 0: there is none.
+func (a *api) partsOf(name string) (volume uint64, devices []uint32) {
+	a.m.store.read(func(st *state.State) {
+		for _, v := range st.Volumes() {
+			if v.Name != name {
+				continue
+			}
+			volume = uint64(v.ID)
+			for _, id := range st.DevicesOf(v) {
+				devices = append(devices, uint32(id))
+			}
+		}
+	})
+	return volume, devices
 }
 
 // scrub notes an order for devices. A run's number is the time, so that it exceeds
 // those that an earlier leader gave.
-func (l *leases) scrub(ids []uint32, rate uint64, stop bool, now time.Time) {
+func (l *leases) scrub(ids []uint32, o *pb.ScrubOrder, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, id := range ids {
 		device := cluster.DeviceID(id)
 		run := uint64(now.UnixNano())
-		if stop {
+		if o.Stop {
 			run = max(l.reports[device].GetScrub().GetRun(), l.scrubs[device].GetRun())
 		}
-		l.scrubs[device] = &pb.ScrubOrder{Run: run, Rate: rate, Stop: stop}
+		l.scrubs[device] = &pb.ScrubOrder{Run: run, Rate: o.Rate, Stop: o.Stop, Volume: o.Volume}
 	}
 }
 
@@ -166,13 +200,24 @@ func (a *api) ScrubStatus(ctx context.Context, _ *connect.Request[pb.ScrubStatus
 	}
 	resp := &pb.ScrubStatusResponse{}
 	var devices []*cluster.Device
-	a.m.store.read(func(st *state.State) { devices, _ = st.Devices() })
+	names := map[uint64]string{}
+	a.m.store.read(func(st *state.State) {
+		devices, _ = st.Devices()
+		for _, v := range st.Volumes() {
+			names[uint64(v.ID)] = v.Name
+		}
+	})
 	l.leases.mu.Lock()
 	defer l.leases.mu.Unlock()
 	for _, d := range devices {
 		r, order := l.leases.reports[d.ID], l.leases.scrubs[d.ID]
+		waiting := order.GetRun() > r.GetScrub().GetRun() && !order.GetStop()
+		volume := r.GetScrub().GetVolume()
+		if waiting {
+			volume = order.Volume
+		}
 		resp.Devices = append(resp.Devices, &pb.DeviceScrub{Device: uint32(d.ID), Name: d.Server + ":" + d.Path,
-			Waiting: order.GetRun() > r.GetScrub().GetRun() && !order.GetStop(), Report: r.GetScrub(),
+			Waiting: waiting, Report: r.GetScrub(), Volume: names[volume],
 			RotFound: r.GetRotFound(), RotMended: r.GetRotMended()})
 	}
 	return connect.NewResponse(resp), nil

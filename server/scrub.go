@@ -59,7 +59,10 @@ func (s *scrubber) order(o client.ScrubOrder) {
 		st := d.core.Stats()
 		s.cursor, s.before, s.failed = 0, st.Mended, d.mend.unmended
 		s.report = client.ScrubReport{Run: o.Run, State: scrubRunning, Started: time.Now(), Rate: o.Rate,
-			BytesTotal: (st.Chunks - st.ChunksFree) * cluster.ChunkSize}
+			BytesTotal: (st.Chunks - st.ChunksFree) * cluster.ChunkSize, Volume: o.Volume}
+		if o.Volume != 0 {
+			s.report.BytesTotal = 0 // nobody has counted
+		}
 		d.log.Info("scrub begins", "run", o.Run)
 		d.refreshReport()
 		d.tell()
@@ -78,7 +81,8 @@ func (s *scrubber) step() {
 	}
 	s.going = true
 	var o *ownRequest
-	o = d.own(store.Request{Op: store.OpScrub, Value: s.cursor, Data: s.buf, Table: &s.table},
+	o = d.own(store.Request{Op: store.OpScrub, Value: s.cursor, Only: s.report.Volume, Data: s.buf,
+		Table: &s.table},
 		func(status transport.Status) { s.stepped(&o.req, status) })
 }
 
@@ -90,6 +94,10 @@ func (s *scrubber) stepped(r *store.Request, status transport.Status) {
 	s.found(r, status)
 	s.report.BytesDone += uint64(r.Length)
 	s.cursor = r.Value
+	if s.report.Volume != 0 && s.cursor > 0 { // as if the rest were like what has been looked at
+		whole := s.d.core.Stats().Chunks
+		s.report.BytesTotal = s.report.BytesDone / min(s.cursor, whole) * whole
+	}
 	switch {
 	case s.d.state != deviceServing:
 		s.end(scrubStopped)

@@ -21,7 +21,8 @@ import (
 type scrub struct {
 	Device     uint32 `json:"device"`
 	Name       string `json:"name"`
-	State      string `json:"state"` // never | waiting | running | done | stopped
+	Volume     string `json:"volume"` // that alone; empty: everything
+	State      string `json:"state"`  // never | waiting | running | done | stopped
 	BytesDone  uint64 `json:"bytes_done"`
 	BytesTotal uint64 `json:"bytes_total"`
 	Started    string `json:"started"`
@@ -37,7 +38,7 @@ type scrub struct {
 
 func toScrub(d *pb.DeviceScrub) scrub {
 	r := d.GetReport()
-	out := scrub{Device: d.Device, Name: d.Name, State: r.GetState(), BytesDone: r.GetBytesDone(),
+	out := scrub{Device: d.Device, Name: d.Name, Volume: d.Volume, State: r.GetState(), BytesDone: r.GetBytesDone(),
 		BytesTotal: r.GetBytesTotal(), Rotten: r.GetRotten(), Mended: r.GetMended(), Unmended: r.GetUnmended(),
 		Rate: r.GetRate(), RotFound: d.RotFound, RotMended: d.RotMended}
 	if r != nil {
@@ -71,10 +72,11 @@ func (a *app) showScrubs(s *pb.ScrubStatusResponse, only []uint32) error {
 		if s.State == "running" && s.BytesTotal > 0 {
 			done += fmt.Sprintf(" of %s (%d %%)", size(s.BytesTotal), min(100*s.BytesDone/s.BytesTotal, 99))
 		}
-		rows = append(rows, []string{fmt.Sprint(s.Device), s.Name, s.State, done, fmt.Sprint(s.Rotten),
+		rows = append(rows, []string{fmt.Sprint(s.Device), s.Name, orDash(s.Volume), s.State, done,
+			fmt.Sprint(s.Rotten),
 			fmt.Sprint(s.Mended), fmt.Sprint(s.Unmended), s.Started})
 	}
-	printTable(a.out, []string{">DEVICE", "PATH", "STATE", "READ", ">ROTTEN", ">MENDED", ">NOT MENDED",
+	printTable(a.out, []string{">DEVICE", "PATH", "VOLUME", "STATE", "READ", ">ROTTEN", ">MENDED", ">NOT MENDED",
 		"STARTED"}, rows)
 	return nil
 }
@@ -101,11 +103,11 @@ func devicesNamed(ctx context.Context, mdm *client.Client, names []string) (ids 
 }
 
 func (a *app) scrubCommand() *cobra.Command {
-	var all, stop bool
+	var all, stop, wait bool
 	var rate string
 	order := func(c *cobra.Command, args []string) error {
 		if all == (len(args) > 0) {
-			return cli.Usagef("scrub: name the devices, or give --all")
+			return cli.Usagef("scrub: name the devices or one volume, or give --all")
 		}
 		r := &pb.ScrubRequest{Stop: stop}
 		if rate != "" {
@@ -117,22 +119,33 @@ func (a *app) scrubCommand() *cobra.Command {
 		}
 		return a.ask(c, func(ctx context.Context, mdm *client.Client) (err error) {
 			if r.Devices, err = devicesNamed(ctx, mdm, args); err != nil {
-				return err
+				if len(args) > 1 || !isVolume(ctx, mdm, args[0]) {
+					return err
+				}
+				r.Devices, r.Volume = nil, args[0]
 			}
 			s, err := mdm.Scrub(ctx, r)
 			if err != nil {
 				return err
 			}
-			return a.showScrubs(s, r.Devices)
+			if wait && !stop {
+				return a.awaitScrubs(ctx, mdm, s.Ordered)
+			}
+			return a.showScrubs(s, s.Ordered)
 		})
 	}
 	c := &cobra.Command{
-		Use:   "scrub DEVICE… | --all",
+		Use:   "scrub DEVICE… | VOLUME | --all",
 		Short: "Read all that devices hold and mend what does not match its checksums",
 		Long: `Read everything that devices hold, compare it with its checksums, and write what
-does not match again from another copy. It goes on in the background, slower
-while clients are served; what is found is among the events, too.`,
+does not match again from another copy. With a volume, only its chunks are read,
+on all devices that hold copies of them. It goes on in the background, slower
+while clients are served; what is found is among the events, too.
+
+With --wait it is waited for; then the exit code is 1 if something could not be
+mended.`,
 		Example: `  scli scrub --all
+  scli scrub db --wait                  all copies of volume db
   scli scrub 3 --rate 20M               20 MiB a second at most
   scli scrub status`,
 		RunE: order,
@@ -140,6 +153,7 @@ while clients are served; what is found is among the events, too.`,
 	f := c.Flags()
 	f.BoolVar(&all, "all", false, "all devices")
 	f.BoolVar(&stop, "stop", false, "end the scrub that is going on")
+	f.BoolVar(&wait, "wait", false, "wait for the end, and sum up")
 	f.StringVar(&rate, "rate", "", "bytes per second and device at most (default 64M)")
 	c.AddCommand(&cobra.Command{
 		Use:   "status",

@@ -66,6 +66,7 @@ type ScrubReport struct {
 	Started, Ended           time.Time // Ended zero: not yet
 	Rotten, Mended, Unmended uint64
 	Rate                     uint64
+	Volume                   cluster.VolumeID // that alone; 0: everything
 }
 
 // Registration is mdm's answer to a server that registered.
@@ -127,6 +128,7 @@ type ScrubOrder struct {
 	Run    uint64 // a run newer than the device's begins
 	Rate   uint64 // bytes per second; 0: the server's own
 	Stop   bool
+	Volume cluster.VolumeID // that alone; 0: everything
 }
 
 // Renew is RenewServer with all that mdm answers.
@@ -143,7 +145,8 @@ func (c *Client) Renew(ctx context.Context, name string, lease uint64, devices [
 		if err != nil {
 			return Renewal{}, &OpError{Op: op, Err: err}
 		}
-		r.Scrubs = append(r.Scrubs, ScrubOrder{Device: uuid, Run: o.Run, Rate: o.Rate, Stop: o.Stop})
+		r.Scrubs = append(r.Scrubs, ScrubOrder{Device: uuid, Run: o.Run, Rate: o.Rate, Stop: o.Stop,
+			Volume: cluster.VolumeID(o.Volume)})
 	}
 	return r, nil
 }
@@ -162,7 +165,7 @@ func fromReports(reports []DeviceReport) []*pb.DeviceReport {
 		if p := r.Scrub; p != nil {
 			m.Scrub = &pb.ScrubReport{Run: p.Run, State: p.State, BytesDone: p.BytesDone,
 				BytesTotal: p.BytesTotal, StartedMs: p.Started.UnixMilli(), Rotten: p.Rotten, Mended: p.Mended,
-				Unmended: p.Unmended, Rate: p.Rate}
+				Unmended: p.Unmended, Rate: p.Rate, Volume: uint64(p.Volume)}
 			if !p.Ended.IsZero() {
 				m.Scrub.EndedMs = p.Ended.UnixMilli()
 			}

@@ -1017,6 +1017,7 @@ type ScrubReport struct {
 	Mended        uint64                 `protobuf:"varint,8,opt,name=mended,proto3" json:"mended,omitempty"`
 	Unmended      uint64                 `protobuf:"varint,9,opt,name=unmended,proto3" json:"unmended,omitempty"` // no copy had bytes that match
 	Rate          uint64                 `protobuf:"varint,10,opt,name=rate,proto3" json:"rate,omitempty"`        // bytes per second at most; 0: no bound
+	Volume        uint64                 `protobuf:"varint,11,opt,name=volume,proto3" json:"volume,omitempty"`    // that alone; 0: everything that the device holds
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1121,12 +1122,20 @@ func (x *ScrubReport) GetRate() uint64 {
 	return 0
 }
 
+func (x *ScrubReport) GetVolume() uint64 {
+	if x != nil {
+		return x.Volume
+	}
+	return 0
+}
+
 type ScrubOrder struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Uuid          []byte                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"` // of the device
 	Run           uint64                 `protobuf:"varint,2,opt,name=run,proto3" json:"run,omitempty"`  // newer than the device's: begin
 	Rate          uint64                 `protobuf:"varint,3,opt,name=rate,proto3" json:"rate,omitempty"`
 	Stop          bool                   `protobuf:"varint,4,opt,name=stop,proto3" json:"stop,omitempty"`
+	Volume        uint64                 `protobuf:"varint,5,opt,name=volume,proto3" json:"volume,omitempty"` // that alone; 0: everything
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1187,6 +1196,13 @@ func (x *ScrubOrder) GetStop() bool {
 		return x.Stop
 	}
 	return false
+}
+
+func (x *ScrubOrder) GetVolume() uint64 {
+	if x != nil {
+		return x.Volume
+	}
+	return 0
 }
 
 type RegisterServerResponse struct {
@@ -4153,6 +4169,7 @@ type ScrubRequest struct {
 	Devices       []uint32               `protobuf:"varint,1,rep,packed,name=devices,proto3" json:"devices,omitempty"` // none: all
 	Rate          uint64                 `protobuf:"varint,2,opt,name=rate,proto3" json:"rate,omitempty"`              // bytes per second and device; 0: sds's own
 	Stop          bool                   `protobuf:"varint,3,opt,name=stop,proto3" json:"stop,omitempty"`
+	Volume        string                 `protobuf:"bytes,4,opt,name=volume,proto3" json:"volume,omitempty"` // what all devices of its groups hold of it, nothing else
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4208,6 +4225,13 @@ func (x *ScrubRequest) GetStop() bool {
 	return false
 }
 
+func (x *ScrubRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
 type ScrubStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -4247,6 +4271,7 @@ func (*ScrubStatusRequest) Descriptor() ([]byte, []int) {
 type ScrubStatusResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Devices       []*DeviceScrub         `protobuf:"bytes,1,rep,name=devices,proto3" json:"devices,omitempty"`
+	Ordered       []uint32               `protobuf:"varint,2,rep,packed,name=ordered,proto3" json:"ordered,omitempty"` // in answer to ScrubRequest: the devices that it is for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4288,6 +4313,13 @@ func (x *ScrubStatusResponse) GetDevices() []*DeviceScrub {
 	return nil
 }
 
+func (x *ScrubStatusResponse) GetOrdered() []uint32 {
+	if x != nil {
+		return x.Ordered
+	}
+	return nil
+}
+
 type DeviceScrub struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Device        uint32                 `protobuf:"varint,1,opt,name=device,proto3" json:"device,omitempty"`
@@ -4296,6 +4328,7 @@ type DeviceScrub struct {
 	Report        *ScrubReport           `protobuf:"bytes,4,opt,name=report,proto3" json:"report,omitempty"`    // of the newest run; absent: never scrubbed since sds started
 	RotFound      uint64                 `protobuf:"varint,5,opt,name=rot_found,json=rotFound,proto3" json:"rot_found,omitempty"`
 	RotMended     uint64                 `protobuf:"varint,6,opt,name=rot_mended,json=rotMended,proto3" json:"rot_mended,omitempty"`
+	Volume        string                 `protobuf:"bytes,7,opt,name=volume,proto3" json:"volume,omitempty"` // of which the newest run is; empty: everything
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4370,6 +4403,13 @@ func (x *DeviceScrub) GetRotMended() uint64 {
 		return x.RotMended
 	}
 	return 0
+}
+
+func (x *DeviceScrub) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
 }
 
 type Event struct {
@@ -4624,7 +4664,7 @@ const file_mdm_proto_rawDesc = "" +
 	"\x10bytes_per_second\x18\x05 \x01(\x04R\x0ebytesPerSecond\x12\x14\n" +
 	"\x05stuck\x18\x06 \x01(\tR\x05stuck\x12*\n" +
 	"\x11copied_per_second\x18\a \x01(\x04R\x0fcopiedPerSecond\x12,\n" +
-	"\x12settled_per_second\x18\b \x01(\x04R\x10settledPerSecond\"\x8f\x02\n" +
+	"\x12settled_per_second\x18\b \x01(\x04R\x10settledPerSecond\"\xa7\x02\n" +
 	"\vScrubReport\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1d\n" +
@@ -4639,13 +4679,15 @@ const file_mdm_proto_rawDesc = "" +
 	"\x06mended\x18\b \x01(\x04R\x06mended\x12\x1a\n" +
 	"\bunmended\x18\t \x01(\x04R\bunmended\x12\x12\n" +
 	"\x04rate\x18\n" +
-	" \x01(\x04R\x04rate\"Z\n" +
+	" \x01(\x04R\x04rate\x12\x16\n" +
+	"\x06volume\x18\v \x01(\x04R\x06volume\"r\n" +
 	"\n" +
 	"ScrubOrder\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\fR\x04uuid\x12\x10\n" +
 	"\x03run\x18\x02 \x01(\x04R\x03run\x12\x12\n" +
 	"\x04rate\x18\x03 \x01(\x04R\x04rate\x12\x12\n" +
-	"\x04stop\x18\x04 \x01(\bR\x04stop\"\xa1\x01\n" +
+	"\x04stop\x18\x04 \x01(\bR\x04stop\x12\x16\n" +
+	"\x06volume\x18\x05 \x01(\x04R\x06volume\"\xa1\x01\n" +
 	"\x16RegisterServerResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x19\n" +
 	"\blease_id\x18\x02 \x01(\x04R\aleaseId\x12\x19\n" +
@@ -4865,14 +4907,16 @@ const file_mdm_proto_rawDesc = "" +
 	"\x0fMaintainRequest\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n" +
 	"\x05enter\x18\x02 \x01(\bR\x05enter\"\x12\n" +
-	"\x10MaintainResponse\"P\n" +
+	"\x10MaintainResponse\"h\n" +
 	"\fScrubRequest\x12\x18\n" +
 	"\adevices\x18\x01 \x03(\rR\adevices\x12\x12\n" +
 	"\x04rate\x18\x02 \x01(\x04R\x04rate\x12\x12\n" +
-	"\x04stop\x18\x03 \x01(\bR\x04stop\"\x14\n" +
-	"\x12ScrubStatusRequest\"J\n" +
+	"\x04stop\x18\x03 \x01(\bR\x04stop\x12\x16\n" +
+	"\x06volume\x18\x04 \x01(\tR\x06volume\"\x14\n" +
+	"\x12ScrubStatusRequest\"d\n" +
 	"\x13ScrubStatusResponse\x123\n" +
-	"\adevices\x18\x01 \x03(\v2\x19.braid.mdm.v1.DeviceScrubR\adevices\"\xc2\x01\n" +
+	"\adevices\x18\x01 \x03(\v2\x19.braid.mdm.v1.DeviceScrubR\adevices\x12\x18\n" +
+	"\aordered\x18\x02 \x03(\rR\aordered\"\xda\x01\n" +
 	"\vDeviceScrub\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\rR\x06device\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -4880,7 +4924,8 @@ const file_mdm_proto_rawDesc = "" +
 	"\x06report\x18\x04 \x01(\v2\x19.braid.mdm.v1.ScrubReportR\x06report\x12\x1b\n" +
 	"\trot_found\x18\x05 \x01(\x04R\brotFound\x12\x1d\n" +
 	"\n" +
-	"rot_mended\x18\x06 \x01(\x04R\trotMended\"\x8b\x01\n" +
+	"rot_mended\x18\x06 \x01(\x04R\trotMended\x12\x16\n" +
+	"\x06volume\x18\a \x01(\tR\x06volume\"\x8b\x01\n" +
 	"\x05Event\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x12\n" +
 	"\x04time\x18\x02 \x01(\tR\x04time\x12\x1a\n" +

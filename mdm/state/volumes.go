@@ -43,6 +43,20 @@ func (s *State) Volumes() []*Volume {
 	})
 }
 
+// DevicesOf returns the devices that hold, or are to hold, copies of a volume's groups.
+func (s *State) DevicesOf(v *Volume) []cluster.DeviceID {
+	found := map[cluster.DeviceID]bool{}
+	s.each(v.PGSet, func(_ cluster.PGID, p *placed) {
+		for _, id := range p.value.InSync {
+			found[id] = true
+		}
+		if p.value.Target != 0 {
+			found[p.value.Target] = true
+		}
+	})
+	return slices.Sorted(maps.Keys(found))
+}
+
 // Session returns the volume's session, or nil. A dead one is none.
 func (s *State) Session(id cluster.VolumeID) *Session {
 	if x := s.sessions[id]; x != nil && !x.Dead {

@@ -99,10 +99,11 @@ type Request struct {
 	Gen      cluster.Generation
 	Interval uint64
 	Chunk    uint64
-	Offset   uint32      // bytes within the chunk
-	Length   uint32      // bytes
-	Value    uint64      // see the ops
-	Tag      cluster.Tag // OpStamp
+	Offset   uint32           // bytes within the chunk
+	Length   uint32           // bytes
+	Value    uint64           // see the ops
+	Only     cluster.VolumeID // OpScrub: its chunks alone and no metadata; 0: everything
+	Tag      cluster.Tag      // OpStamp
 	// Data is Length bytes, 4 KiB aligned: source of a write (immutable until the
 	// reply), destination of a read.
 	Data []byte

@@ -70,6 +70,9 @@ func (c *Core) stepScrub(r *Request) {
 		at := c.scrubAt(r.Value)
 		r.Value++
 		r.slot = at.index
+		if r.Only != 0 && at.kind < scrubChunk {
+			continue
+		}
 		switch at.kind {
 		case scrubSuper:
 			c.scrubRead(r, 0, superB+pageSize)
@@ -88,7 +91,8 @@ func (c *Core) stepScrub(r *Request) {
 			c.scrubRead(r, c.lay.headerAt(first, 0), int64(n)*2*pageSize)
 			return
 		case scrubChunk:
-			if in := &c.slots.info[at.index]; in.state == stateUsed && !c.isDoubted(in.al) {
+			if in := &c.slots.info[at.index]; in.state == stateUsed && !c.isDoubted(in.al) &&
+				(r.Only == 0 || cluster.VolumeID(in.key.volume) == r.Only) {
 				c.scrubChunk(r, in)
 				return
 			}

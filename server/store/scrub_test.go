@@ -59,6 +59,34 @@ func stored(t *testing.T, cfg Config) *rig {
 	return g
 }
 
+// Goal: a pass over one volume reads its chunks, each once, and nothing else.
+// Method: two volumes on a device.
+func TestScrubOfOneVolume(t *testing.T) {
+	g := stored(t, Config{})
+	g.fence(2, 1)
+	g.must(writeReq(2, 1, 1, 7, 0, 64<<10, 9))
+	g.flush(2, 1, 1)
+	g.rest()
+	r := &Request{Op: OpScrub, Only: 1, Data: alignedBytes(cluster.ChunkSize), Table: &transport.SumTable{}}
+	seen := map[uint64]int{}
+	for more := true; more; more = r.Value != 0 {
+		if st := g.do(r); st != transport.StatusOK {
+			t.Fatalf("scrub: status %d", st)
+		}
+		switch {
+		case !r.Hole && r.Volume != 1:
+			t.Errorf("it reads chunk %d of volume %d", r.Chunk, r.Volume)
+		case !r.Hole:
+			seen[r.Chunk]++
+		case r.Length > 0:
+			t.Errorf("it reads %d bytes that are no chunk", r.Length)
+		}
+	}
+	if len(seen) != 3 || seen[0] != 1 || seen[1] != 1 || seen[2] != 1 {
+		t.Errorf("chunks read, and how often: %v", seen)
+	}
+}
+
 func repairReq(chunk uint64, off, n uint32, version uint64, base uint32) *Request {
 	b := alignedBytes(int(base + n))
 	pattern(b, version)
