@@ -318,6 +318,7 @@ func (w *World) mapChanged(old, next *cluster.Map) {
 				w.failf("group %d has no in-sync replica (invariant 10)", pg.ID.Index())
 			}
 			if before := old.PGs[set]; i < len(before) && before[i].Epoch != pg.Epoch {
+				w.regrouped(before[i], pg)
 				if w.holds(pg.ID) {
 					w.logf("mdm v%d: group %d epoch %d in sync %v target %d",
 						next.Version, i, pg.Epoch, pg.InSync, pg.Target)

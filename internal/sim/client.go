@@ -44,7 +44,8 @@ type Client struct {
 	ghosts  []*request // a zombie's reads
 	told    uint64     // map version reported as adopted
 	telling bool
-	mapHeld bool // the map does not come, other answers of the manager do
+	mapHeld bool  // the map does not come, other answers of the manager do
+	acks    []ack // not flushed yet, see answered
 }
 
 // peer is a client's connection to one device.
@@ -58,6 +59,7 @@ type peer struct {
 	pause   int64
 	queue   []int32 // frames that the transport has not taken yet
 	writing bool
+	asked   map[uint64]asked
 }
 
 type peerState uint8
@@ -341,7 +343,7 @@ func (p *peer) open(n *Node) {
 	p.conn.node, p.conn.client = n, c
 	s.c, s.id = p.conn, gate.ConnID(p.conn.id)
 	n.conns = append(n.conns, s)
-	p.state = peerOpening
+	p.state, p.asked = peerOpening, map[uint64]asked{}
 	req := transport.OpenRequest{Volume: uint64(c.vol.id), Generation: uint64(c.gen)}
 	payload := slices.Clone(req.Encode(make([]byte, transport.OpenRequestSize)))
 	p.conn.send(sideClient, message{payload: payload,
@@ -382,8 +384,11 @@ func (p *peer) take() {
 	for _, v := range f.Payload {
 		m.payload = append(m.payload, v...)
 	}
+	p.asks(&m)
 	p.conn.send(sideClient, m)
-	c.core.Sent(c.clock(), fi)
+	if !c.w.planted(plantFrame) {
+		c.core.Sent(c.clock(), fi)
+	}
 	c.drain()
 }
 
@@ -396,6 +401,7 @@ func (p *peer) received(_ *Conn, m message) {
 	case peerOpening:
 		p.opened(&m.h)
 	case peerUp:
+		p.answered(&m.h)
 		if m.h.Flags&transport.FlagReply == 0 {
 			c.core.Request(c.clock(), p.link, &m.h)
 			c.drain()

@@ -23,9 +23,9 @@ import (
 //	10 authority           mapChanged, serves
 //	11 re-entry            rejoined
 //	12 no split completion Guest.ended
-//	13 resync and writes   ackedWrite and rejoined
-//	14 one incarnation     ackedWrite and durable: a flush that an amnesiac acks covers nothing
-//	15 bytes               fill (checksums at the server), the guest's poison, idOf
+//	13 resync and writes   copied
+//	14 one incarnation     answered, and covered at acks of flushes
+//	15 bytes               fill (checksums at the server), the guest's poison, idOf; left and equalCopies in the end
 //	16 bounds              retired (tags); the store's own tests bound its log
 
 // seen is what a node was last known to have of a chunk.
@@ -75,6 +75,7 @@ func (n *Node) applied(j *job) {
 	}
 	switch j.req.Op {
 	case store.OpWrite, store.OpTrim, store.OpZero, store.OpStamp:
+		n.wrote(j)
 		if now := n.core.Generation(j.ticket.Volume); j.ticket.Gen < now {
 			n.w.failf("%s applied a write of generation %d after the fence of %d (invariant 9)", n.name,
 				j.ticket.Gen, now)

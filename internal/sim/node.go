@@ -57,7 +57,8 @@ type Node struct {
 	leaving   bool   // it is to be removed
 	flight    []*job // changes that are in the store
 	flushed   map[cluster.VolumeID]flushedTo
-	seen      [][]seen // by volume and chunk
+	seen      [][]seen         // by volume and chunk
+	written   map[place]uint64 // by guests, in this life: the newest
 }
 
 // flying is an operation of the disk that has not ended.
@@ -156,6 +157,7 @@ func (n *Node) die(silent bool) {
 	n.life++
 	n.state, n.ios, n.batch, n.clean = nodeDown, nil, false, false
 	n.vacated, n.vacating, n.flight, n.flushed = 0, false, nil, nil
+	n.written = nil
 	n.core, n.gate, n.rs, n.sub, n.reporting = nil, nil, nil, nil, false
 	w := n.w
 	n.dropLinks()
@@ -334,6 +336,11 @@ func (n *Node) endIO(f *flying) {
 	n.schedule()
 }
 
+// isOpen reports whether a connection is.
+func (n *Node) isOpen(id gate.ConnID) bool {
+	return slices.ContainsFunc(n.conns, func(s *serverConn) bool { return s.id == id })
+}
+
 // own makes a request of the node's own store.
 func (n *Node) own(r store.Request, then func(transport.Status)) {
 	j := &job{req: r, then: then}
@@ -349,12 +356,15 @@ func (n *Node) ended(j *job) {
 		j.then(j.req.Status)
 		return
 	case j.resync != nil:
+		n.copied(&j.resync.Req)
 		n.rs.LocalDone(n.w.now, j.resync)
 		n.pumpResync()
 		return
 	}
 	n.applied(j)
-	n.gate.Done(&j.ticket)
+	if !j.ticket.Counted() || !n.w.planted(plantTicket) {
+		n.gate.Done(&j.ticket)
+	}
 	n.gateMoved()
 	if j.req.Op == store.OpFence {
 		n.opened(j)

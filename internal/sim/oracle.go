@@ -107,6 +107,7 @@ func (o *oracle) succeeded(q *request) {
 		}
 		o.v.w.ackedWrite(o.v, q)
 	case bio.Flush:
+		q.client.covered()
 		for i := range o.blocks {
 			h := &o.blocks[i]
 			h.floor = max(h.floor, q.low[i])

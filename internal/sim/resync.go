@@ -8,7 +8,7 @@ import (
 	"braid/cluster"
 	"braid/server/gate"
 	"braid/server/resync"
-
+	"braid/server/store"
 	"braid/transport"
 )
 
@@ -46,6 +46,7 @@ func (n *Node) resyncEffect(e *resync.Effect) {
 		j := &job{resync: e.Op}
 		e.Op.Req.Ctx = j
 		n.core.Submit(&e.Op.Req)
+		n.again(&e.Op.Req)
 		n.schedule()
 	case resync.EffectPeer:
 		n.askPeer(e.Device, e.Op)
@@ -76,6 +77,24 @@ func (n *Node) resyncEffect(e *resync.Effect) {
 			}
 		})
 	}
+}
+
+// again plants a mistake: what was copied is written once more, much later.
+func (n *Node) again(r *store.Request) {
+	if r.Op != store.OpWrite || !n.w.planted(plantCopy) {
+		return
+	}
+	late := store.Request{Op: r.Op, Volume: r.Volume, Layer: r.Layer, Gen: r.Gen, Interval: r.Interval, Chunk: r.Chunk,
+		Offset: r.Offset, Length: r.Length, Tag: r.Tag, Data: slices.Clone(r.Data), Sums: slices.Clone(r.Sums)}
+	life := n.life
+	n.w.after(20*s1, evNode, n.id, func() {
+		if n.life == life {
+			n.own(late, func(s transport.Status) {
+				late.Status = s
+				n.copied(&late)
+			})
+		}
+	})
 }
 
 // sendLock asks a client for a chunk, or gives it back.

@@ -38,6 +38,8 @@ type Config struct {
 	Calm bool
 	Logs int   // regions that each activity log holds at the most; 0: as the seed has it
 	Room []int // chunks that each server has room for; missing or 0: for everything
+
+	plant plant // see there
 }
 
 // kind says what an event is, for the hash and the trace.
@@ -90,6 +92,7 @@ type World struct {
 	deadline int64  // of await
 	hold     filter // of a directed schedule: what is not delivered now
 	held     []heldMessage
+	sown     bool // the planted mistake was made
 }
 
 // after runs do at now+d.
