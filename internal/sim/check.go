@@ -30,7 +30,7 @@ func (n *Node) touched(x *store.IO) {
 			p := n.core.Peek(v.id, 0, chunk)
 			if p.Stored && x.Off >= p.At && x.Off < p.At+cluster.ChunkSize {
 				// Rule 2 (and invariant 3): data reaches the device only in a logged region.
-				if !p.Logged {
+				if !p.Logged && !n.isMending(v.id, chunk) {
 					n.w.failf("%s writes data of %s chunk %d, which is not in its activity log", n.name, v.name, chunk)
 				}
 				n.w.touch(n, v, chunk)
@@ -91,7 +91,8 @@ func (w *World) contained(v *Volume, chunk uint64) {
 			continue
 		}
 		for b := range uint64(cluster.BlocksPerChunk) {
-			if x, y := first.content(&p0, b), n.content(&p, b); !same(x, y) {
+			if x, y := first.content(&p0, b), n.content(&p, b); !same(x, y) &&
+				!first.isWrong(&p0, b) && !n.isWrong(&p, b) {
 				w.failf("%s chunk %d block %d differs between %s and %s, in sync, and neither has it "+
 					"in its activity log (invariant 4): %x, %x; tags %v, %v", v.name, chunk, b, first.name, n.name,
 					idText(x), idText(y), p0.Tag, p.Tag)
@@ -148,7 +149,7 @@ func (w *World) ackedWrite(v *Volume, q *request) {
 				continue
 			}
 			p := n.core.Peek(v.id, 0, chunk)
-			if !p.Known {
+			if !p.Known || n.isWrong(&p, inChunk) {
 				continue
 			}
 			s := n.content(&p, inChunk)
@@ -207,6 +208,9 @@ func (w *World) durable(v *Volume, first, count uint64) {
 			if n == nil || n.state != nodeUp {
 				continue
 			}
+			if p := n.core.Peek(v.id, 0, chunk); n.isWrong(&p, inChunk) {
+				continue // it is found by its checksum, and read elsewhere
+			}
 			r := rows[id]
 			if r == nil {
 				r = w.crashed(n)
@@ -222,8 +226,8 @@ func (w *World) durable(v *Volume, first, count uint64) {
 				continue // torn: it was written after the flush
 			}
 			if _, ok := h.find(got, h.floor); !ok {
-				w.failf("%s block %d is flushed, but after a crash %s holds %x (invariant 2): %s",
-					v.name, b, n.name, got, h)
+				w.failf("%s block %d is flushed, but after a crash %s holds %x (invariant 2): %s; %s",
+					v.name, b, n.name, got, h, w.where(v, b))
 				return
 			}
 		}

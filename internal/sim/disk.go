@@ -36,7 +36,10 @@ type Disk struct {
 	stalled  int64
 	failRead []span
 	failNext diskFault
-	failOpen int // after so many writes of an Open the process dies; 0: never
+	astray   int64   // where the next write of data lands instead; 0: where it belongs
+	wrong    []int32 // sectors that such a write has spoilt, and nobody has mended
+	righted  []int32 // of them, those that were written again, and not flushed yet
+	failOpen int     // after so many writes of an Open the process dies; 0: never
 }
 
 type span struct{ off, end int64 }
@@ -108,6 +111,9 @@ func (d *Disk) write(p []byte, off int64) {
 
 func (d *Disk) put(at int32, s *sector) {
 	d.view[at] = s
+	if slices.Contains(d.wrong, at) {
+		d.righted = append(d.righted, at)
+	}
 	if d.through {
 		d.durable[at] = s
 		return
@@ -139,6 +145,10 @@ func (d *Disk) flushTo(mark int64) error {
 	}
 	for _, c := range d.cached[:n] {
 		d.durable[c.at] = c.data
+		if slices.Contains(d.righted, c.at) {
+			is := func(at int32) bool { return at == c.at }
+			d.wrong, d.righted = slices.DeleteFunc(d.wrong, is), slices.DeleteFunc(d.righted, is)
+		}
 	}
 	d.cached = append([]cachedWrite(nil), d.cached[n:]...)
 	d.base = mark
@@ -176,6 +186,7 @@ func (d *Disk) partly(rng *rand.Rand, p []byte, off int64) {
 
 // powerLoss draws what is left. flying has been added to the cache before.
 func (d *Disk) powerLoss(rng *rand.Rand) {
+	d.righted = nil
 	if d.w.cfg.Calm { // all of the cache is gone
 		d.base, d.cached = 0, nil
 		copy(d.view, d.durable)

@@ -30,7 +30,7 @@
 //     away, and the next one succeeds, as file systems and disks do.
 //   - Stalls: for seconds nothing ends.
 //   - Only in tests that expect it to be noticed: a flush that lies, rot (a byte
-//     changes, durable and cached), a misdirected write, the return of an older
+//     changes, durable and cached), a write that lands elsewhere, the return of an older
 //     image of the whole disk.
 //
 // # The fault model of the network

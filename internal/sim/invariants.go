@@ -158,7 +158,7 @@ func (n *Node) retired(v *Volume, chunk uint64, last *seen) {
 			continue
 		}
 		at := p.At/sectorSize + int64(b)
-		if !same(n.disk.view[at], n.disk.durable[at]) && n.disk.lied == 0 {
+		if !same(n.disk.view[at], n.disk.durable[at]) && n.disk.lied == 0 && !n.isWrong(&p, b) {
 			n.w.failf("%s chunk %d block %d leaves the activity log of %s and is not durable (invariants 3, 6)", v.name,
 				chunk, b, n.name)
 			return

@@ -41,7 +41,7 @@ func TestPlantedMistakes(t *testing.T) {
 		s.run(30 * s1)
 	}}
 	x.well(t)
-	for _, p := range planted {
+	for _, p := range planted[:max(len(planted)/slow, 1)] {
 		next = p.plant
 		s := x.run(0)
 		if !s.w.sown || s.w.err == nil || !strings.Contains(s.w.err.Error(), p.want) {

@@ -21,11 +21,15 @@ const (
 	markLateWrite = "coverage: a zombie writes after a fence"
 	markLateRead  = "coverage: a zombie reads after a fence"
 	markUnknown   = "unknown CAS outcome"
+	markMended    = "coverage: what a misdirected write spoilt is mended"
+	markGrace     = "coverage: a device is gone for longer than the grace"
+	markFresh     = "coverage: a fresh device takes copies"
 	markUnreached = "coverage: an attach cannot reach an in-sync copy"
 )
 
 var wanted = []string{markLogData, markOneOnly, markFlushRace, markAllLost, markLogFull, markSource, markLargerTag,
-	markLateWrite, markLateRead, markUnknown, markUnreached}
+	markLateWrite, markLateRead, markUnknown, markUnreached, markMended,
+	markGrace, markFresh}
 
 // crashes marks what the end of a process falls into.
 func (n *Node) crashes(power bool) {

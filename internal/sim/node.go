@@ -59,6 +59,8 @@ type Node struct {
 	flushed   map[cluster.VolumeID]flushedTo
 	seen      [][]seen         // by volume and chunk
 	written   map[place]uint64 // by guests, in this life: the newest
+	mending   *store.Request   // what is being put back
+	gone      bool             // for good
 }
 
 // flying is an operation of the disk that has not ended.
@@ -90,7 +92,7 @@ func newNode(w *World, i int, size int64) *Node {
 
 // start begins the life of a process.
 func (n *Node) start() {
-	if n.state != nodeDown {
+	if n.state != nodeDown || n.gone {
 		return
 	}
 	n.state = nodeStarting
@@ -157,7 +159,7 @@ func (n *Node) die(silent bool) {
 	n.life++
 	n.state, n.ios, n.batch, n.clean = nodeDown, nil, false, false
 	n.vacated, n.vacating, n.flight, n.flushed = 0, false, nil, nil
-	n.written = nil
+	n.written, n.mending = nil, nil
 	n.core, n.gate, n.rs, n.sub, n.reporting = nil, nil, nil, nil, false
 	w := n.w
 	n.dropLinks()
@@ -322,6 +324,8 @@ func (n *Node) endIO(f *flying) {
 			d.partly(w.rng, x.Data, x.Off)
 			w.mark("write error")
 			err = syscall.EIO
+		} else if d.astray != 0 && !x.Meta {
+			d.strays(x.Data, x.Off)
 		} else {
 			_, err = d.WriteAt(x.Data, x.Off)
 		}

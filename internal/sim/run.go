@@ -201,7 +201,7 @@ func (w *World) rested() bool { return w.unrest() == "" }
 
 func (w *World) unrest() string {
 	for _, n := range w.nodes {
-		if n.state != nodeUp {
+		if n.state != nodeUp && !n.gone {
 			return n.name + " is not up"
 		}
 	}

@@ -59,8 +59,8 @@ func (s *serverConn) received(_ *Conn, m message) {
 	case transport.OpOpen, transport.OpFence, transport.OpClose, transport.OpConfirm:
 		n.control(j, m)
 		return
-	case transport.OpMend: // no disk rots in this world
-		n.reply(j, transport.StatusOK)
+	case transport.OpMend:
+		n.mend(j)
 		return
 	}
 	s.late(&m.h)
