@@ -183,11 +183,16 @@ func (a *api) SetMoves(ctx context.Context, r *connect.Request[pb.SetMovesReques
 // Maintain begins or ends a server's maintenance.
 func (a *api) Maintain(ctx context.Context, r *connect.Request[pb.MaintainRequest],
 ) (*connect.Response[pb.MaintainResponse], error) {
-	err := a.change(ctx, func(st *state.State, _ *leader, now time.Time) (*state.Tx, error) {
-		return st.Maintain(r.Msg.Server, r.Msg.Enter, now)
+	err := a.change(ctx, func(st *state.State, l *leader, now time.Time) (*state.Tx, error) {
+		return st.Maintain(r.Msg.Server, r.Msg.Enter, r.Msg.Protected, state.Membership{Used: l.leases.usage()}, now)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&pb.MaintainResponse{}), nil
+	if l := a.m.leads(); l != nil {
+		l.tendNow(decided(ctx))
+	}
+	resp := &pb.MaintainResponse{}
+	a.m.store.read(func(st *state.State) { resp.GroupsLeft = uint32(st.GroupsOn(r.Msg.Server)) })
+	return connect.NewResponse(resp), nil
 }

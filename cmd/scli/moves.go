@@ -369,34 +369,3 @@ func (a *app) sdsRemoveCommand() *cobra.Command {
 	l.flags(c)
 	return c
 }
-
-func (a *app) maintenanceCommand() *cobra.Command {
-	step := func(use, short string, enter bool) *cobra.Command {
-		return &cobra.Command{Use: use + " NAME", Short: short, Args: named("server"),
-			RunE: func(c *cobra.Command, args []string) error {
-				return a.ask(c, func(ctx context.Context, mdm *client.Client) error {
-					if err := mdm.Maintain(ctx, args[0], enter); err != nil {
-						return err
-					}
-					state := "in maintenance: its copies stay, and catch up when it is back"
-					if !enter {
-						state = "no longer in maintenance"
-					}
-					if a.json() {
-						return a.printJSON(map[string]any{"server": args[0], "maintenance": enter})
-					}
-					fmt.Fprintf(a.out, "server %s is %s\n", args[0], state)
-					return nil
-				})
-			}}
-	}
-	g := group("maintenance", "Begin and end a server's maintenance",
-		step("enter", "Its copies stay where they are, however long it is away", true),
-		step("exit", "Its copies are made anew elsewhere again when it is away for too long", false))
-	g.Long = `In maintenance a server may be stopped and started: its copies are not made anew
-elsewhere, and catch up when it is back. Entering is refused while the server holds
-the only in-sync copy of something.`
-	g.Example = `  scli sds maintenance enter node3
-  scli sds maintenance exit node3`
-	return g
-}

@@ -99,11 +99,14 @@ func (c *Client) SetMoves(ctx context.Context, r *pb.SetMovesRequest) (*pb.Moves
 	return call(ctx, c, "set how data moves", r, pbconnect.MdmClient.SetMoves)
 }
 
-// Maintain begins or ends a server's maintenance.
-func (c *Client) Maintain(ctx context.Context, server string, enter bool) error {
-	_, err := call(ctx, c, "maintenance of "+server, &pb.MaintainRequest{Server: server, Enter: enter},
-		pbconnect.MdmClient.Maintain)
-	return err
+// Maintain begins or ends a server's maintenance; it may be repeated, and returns of
+// how many groups the server has copies.
+func (c *Client) Maintain(ctx context.Context, r *pb.MaintainRequest) (groups uint32, err error) {
+	resp, err := call(ctx, c, "maintenance of "+r.Server, r, pbconnect.MdmClient.Maintain)
+	if err != nil {
+		return 0, err
+	}
+	return resp.GroupsLeft, nil
 }
 
 // unlessGone takes "not found" for success where an earlier try of the same

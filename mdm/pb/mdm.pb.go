@@ -4078,6 +4078,7 @@ type MaintainRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
 	Enter         bool                   `protobuf:"varint,2,opt,name=enter,proto3" json:"enter,omitempty"`
+	Protected     bool                   `protobuf:"varint,3,opt,name=protected,proto3" json:"protected,omitempty"` // its copies move elsewhere first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4126,8 +4127,16 @@ func (x *MaintainRequest) GetEnter() bool {
 	return false
 }
 
+func (x *MaintainRequest) GetProtected() bool {
+	if x != nil {
+		return x.Protected
+	}
+	return false
+}
+
 type MaintainResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	GroupsLeft    uint32                 `protobuf:"varint,1,opt,name=groups_left,json=groupsLeft,proto3" json:"groups_left,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4160,6 +4169,13 @@ func (x *MaintainResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use MaintainResponse.ProtoReflect.Descriptor instead.
 func (*MaintainResponse) Descriptor() ([]byte, []int) {
 	return file_mdm_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *MaintainResponse) GetGroupsLeft() uint32 {
+	if x != nil {
+		return x.GroupsLeft
+	}
+	return 0
 }
 
 // Scrubbing: reading everything that a device holds and comparing it with its
@@ -4903,11 +4919,14 @@ const file_mdm_proto_rawDesc = "" +
 	"\x06paused\x18\x01 \x01(\bH\x00R\x06paused\x88\x01\x01\x12\x1e\n" +
 	"\bgrace_ms\x18\x02 \x01(\x04H\x01R\agraceMs\x88\x01\x01B\t\n" +
 	"\a_pausedB\v\n" +
-	"\t_grace_ms\"?\n" +
+	"\t_grace_ms\"]\n" +
 	"\x0fMaintainRequest\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n" +
-	"\x05enter\x18\x02 \x01(\bR\x05enter\"\x12\n" +
-	"\x10MaintainResponse\"h\n" +
+	"\x05enter\x18\x02 \x01(\bR\x05enter\x12\x1c\n" +
+	"\tprotected\x18\x03 \x01(\bR\tprotected\"3\n" +
+	"\x10MaintainResponse\x12\x1f\n" +
+	"\vgroups_left\x18\x01 \x01(\rR\n" +
+	"groupsLeft\"h\n" +
 	"\fScrubRequest\x12\x18\n" +
 	"\adevices\x18\x01 \x03(\rR\adevices\x12\x12\n" +
 	"\x04rate\x18\x02 \x01(\x04R\x04rate\x12\x12\n" +

@@ -5,6 +5,7 @@ package state
 import (
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"braid/cluster"
@@ -54,32 +55,77 @@ func (s *State) PlanRemoval(ids []cluster.DeviceID, removing bool, m Membership,
 	return tx, plan, nil
 }
 
-// Maintain plans the begin or the end of a server's maintenance.
-func (s *State) Maintain(name string, enter bool, now time.Time) (*Tx, error) {
+// Modes of maintenance.
+const (
+	shortMode     = "short"
+	protectedMode = "protected"
+)
+
+// Maintain plans the begin or the end of a server's maintenance. In a protected one
+// its copies move elsewhere first, so that redundancy is never less than before.
+func (s *State) Maintain(name string, enter, protected bool, m Membership, now time.Time) (*Tx, error) {
 	server := s.servers[name]
 	if server == nil {
 		return nil, refuse(ErrNotFound, "maintenance of %s: there is no such server; `scli sds list` shows them", name)
 	}
 	tx := s.Begin(now)
 	next := *server
-	next.Maintenance = ""
-	if enter {
-		next.Maintenance = "short"
+	switch {
+	case !enter:
+		next.Maintenance = ""
+	case protected:
+		next.Maintenance = protectedMode
+	default:
+		next.Maintenance = shortMode
 	}
 	if next == *server {
 		return tx, nil
 	}
-	if enter {
+	switch next.Maintenance {
+	case protectedMode:
+		m.Without = map[cluster.DeviceID]bool{}
+		for _, id := range s.DevicesOn(name) {
+			m.Without[id] = true
+		}
+		plan, err := s.PlanMoves(m, now)
+		if err == nil {
+			err = plan.Room()
+		}
+		if err != nil {
+			return nil, prefixed("protected maintenance of "+name+": ", err)
+		}
+		tx.event(Info, "maintenance", name, "server %s is in protected maintenance: its copies move elsewhere, "+
+			"about %s", name, cluster.FormatSize(plan.Bytes))
+	case shortMode:
 		if why := s.needed(name); why != "" {
 			return nil, refuse(ErrRefused, "maintenance of %s: %s; wait until `scli status` is ok", name, why)
 		}
 		tx.event(Info, "maintenance", name, "server %s is in maintenance: its copies stay where they are and "+
 			"catch up when it is back", name)
-	} else {
+	default:
 		tx.event(Info, "maintenance", name, "maintenance of server %s has ended", name)
 	}
 	tx.put(serverKey(name), next)
 	return tx, nil
+}
+
+// GroupsOn counts the groups of which a server has a copy, or is to have one.
+func (s *State) GroupsOn(name string) int {
+	own := map[cluster.DeviceID]bool{}
+	for _, id := range s.DevicesOn(name) {
+		own[id] = true
+	}
+	has := func(id cluster.DeviceID) bool { return own[id] }
+	count := 0
+	for _, number := range s.used() {
+		s.each(number, func(_ cluster.PGID, p *placed) {
+			g := p.record
+			if slices.ContainsFunc(g.Replicas, has) || slices.ContainsFunc(g.InSync, has) || own[g.Target] {
+				count++
+			}
+		})
+	}
+	return count
 }
 
 // needed says why the cluster cannot do without a server now.

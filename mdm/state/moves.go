@@ -74,12 +74,18 @@ func (s *State) isGone(d *Device, now time.Time) bool {
 	return false
 }
 
+// isProtected reports whether a device is emptied for its server's maintenance.
+func (s *State) isProtected(d *Device) bool {
+	server := s.servers[d.Server]
+	return server != nil && server.Maintenance == protectedMode
+}
+
 // Housing returns the devices that copies are to lie on. It changes with time,
 // too: a device drops out when its grace is over.
 func (s *State) Housing(now time.Time) []placement.Device {
 	var out []placement.Device
 	for _, d := range s.sortedDevices() {
-		if d.Removing || d.Spare || d.RolledBack || s.isGone(d, now) {
+		if d.Removing || d.Spare || d.RolledBack || s.isGone(d, now) || s.isProtected(d) {
 			continue
 		}
 		c := s.clusterDevice(d)

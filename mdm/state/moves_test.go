@@ -174,7 +174,7 @@ func TestLostCopiesAreMadeAgain(t *testing.T) {
 func TestMaintenanceKeepsCopies(t *testing.T) {
 	y := newYard(t, 3, 2)
 	maintain := func(name string, enter bool) error {
-		tx, err := y.state().Maintain(name, enter, y.now)
+		tx, err := y.state().Maintain(name, enter, false, Membership{}, y.now)
 		if err == nil {
 			y.commit(tx)
 		}

@@ -81,7 +81,8 @@ type Server struct {
 	Up       bool      `json:"up"` // its lease is alive; all of its devices go with it
 	Since    time.Time `json:"since"`
 	// Maintenance: it is away, or will be, as planned: its copies stay where they
-	// are and catch up. Empty: no.
+	// are and catch up ("short"), or move elsewhere until it ends ("protected").
+	// Empty: no.
 	Maintenance string `json:"maintenance,omitempty"`
 }
 

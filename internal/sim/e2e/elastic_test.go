@@ -171,3 +171,41 @@ func TestElastic(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Goal: a server in protected maintenance is emptied before it is stopped: no group
+// has fewer copies than it should at any time, under load; afterwards data is back.
+// Without room for that on another server it is refused.
+func TestProtectedMaintenance(t *testing.T) {
+	c := Start(t, Options{})
+	v := c.MustAttach(c.CreateVolume(&pb.CreateVolumeRequest{Size: 32 << 20, Replicas: 2}))
+	l := startLoad(c, v, 2, 8<<20)
+	c.balanced("at first")
+	whole := func() {
+		if s := c.status(); s.PgsDegraded > 0 {
+			t.Fatalf("%d groups lack copies: %v", s.PgsDegraded, s)
+		}
+	}
+	protect := &pb.MaintainRequest{Server: "sds2", Enter: true, Protected: true}
+	Eventually(t, "the server is empty", func() bool {
+		left, err := c.Api.Maintain(t.Context(), protect)
+		whole()
+		return err == nil && left == 0
+	})
+	if _, err := c.Api.Maintain(t.Context(), &pb.MaintainRequest{Server: "sds1", Enter: true,
+		Protected: true}); err == nil {
+		t.Error("two copies may go to one server")
+	}
+	c.Node[1].Stop()
+	Eventually(t, "mdm knows that it is down", func() bool { whole(); return c.status().DevicesUp == 2 })
+	c.Node[1].Start()
+	c.AwaitDevices(3)
+	whole()
+	if _, err := c.Api.Maintain(t.Context(), &pb.MaintainRequest{Server: "sds2"}); err != nil {
+		t.Fatal(err)
+	}
+	Eventually(t, "data is back on it", func() bool { whole(); return c.balanced("at the end")[2] > 0 })
+	l.check()
+	if err := Detach(v, Patience); err != nil {
+		t.Error(err)
+	}
+}
