@@ -72,6 +72,23 @@ func (a *api) ResizeVolume(ctx context.Context, r *connect.Request[pb.ResizeVolu
 	return connect.NewResponse(resp), nil
 }
 
+// RenameVolume gives a volume another name, also while it is attached.
+func (a *api) RenameVolume(ctx context.Context, r *connect.Request[pb.RenameVolumeRequest],
+) (*connect.Response[pb.VolumeResponse], error) {
+	resp := &pb.VolumeResponse{}
+	err := a.change(ctx, func(st *state.State, _ *leader, now time.Time) (*state.Tx, error) {
+		tx, v, err := st.RenameVolume(cluster.VolumeID(r.Msg.Id), r.Msg.Name, r.Msg.To, now)
+		if err == nil {
+			resp.Volume = volumeMessage(v, st.Session(v.ID))
+		}
+		return tx, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(resp), nil
+}
+
 func (a *api) DeleteVolume(ctx context.Context, r *connect.Request[pb.DeleteVolumeRequest],
 ) (*connect.Response[pb.DeleteVolumeResponse], error) {
 	err := a.change(ctx, func(st *state.State, _ *leader, now time.Time) (*state.Tx, error) {
@@ -101,6 +118,11 @@ func (a *api) Attach(ctx context.Context, r *connect.Request[pb.AttachRequest],
 	var volume cluster.VolumeID
 	err = l.change(decided(ctx), func(st *state.State, now time.Time) (*state.Tx, error) {
 		request.Progress = l.leases.progress()
+		name, err := st.NameOf(cluster.VolumeID(q.VolumeId), q.Volume)
+		if err != nil {
+			return nil, err
+		}
+		request.Volume = name
 		tx, v, session, err := st.Attach(request, l.leases.persisted, now)
 		if err != nil {
 			return nil, err
@@ -128,7 +150,11 @@ func (a *api) Detach(ctx context.Context, r *connect.Request[pb.DetachRequest],
 		if r.Msg.Unflushed {
 			end = st.Abandon
 		}
-		return end(r.Msg.Volume, r.Msg.Client, cluster.Generation(r.Msg.Generation), now)
+		name, err := st.NameOf(cluster.VolumeID(r.Msg.VolumeId), r.Msg.Volume)
+		if err != nil {
+			return nil, err
+		}
+		return end(name, r.Msg.Client, cluster.Generation(r.Msg.Generation), now)
 	})
 	if err != nil {
 		return nil, err

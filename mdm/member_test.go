@@ -209,7 +209,7 @@ func TestLifeOfAVolume(t *testing.T) {
 	if err := c.DeleteVolume(t.Context(), "db", false); !errors.Is(err, client.ErrRefused) {
 		t.Errorf("deleting an attached volume: %v", err)
 	}
-	if err := c.Detach(t.Context(), "db", "c1", s.Generation); err != nil {
+	if err := c.Detach(t.Context(), client.Held{Name: "db", Client: "c1", Generation: s.Generation}); err != nil {
 		t.Error(err)
 	}
 	if err := c.DeleteVolume(t.Context(), "db", false); err != nil {

@@ -41,8 +41,8 @@ func Attach(ctx context.Context, cfg Config) (*Volume, error) {
 		soon: make(chan struct{}, 1), scratch: make([]byte, transport.MaxPayload)}
 	v.dialer.Counters = cfg.Counters
 	v.isLocal = localDevices(cfg.Host)
-	session, err := cfg.Mdm.Attach(ctx, client.AttachRequest{Volume: cfg.Volume, Client: v.client,
-		Host: cfg.Host, Force: cfg.Force, GuestAlive: cfg.GuestAlive, ReadOnly: cfg.ReadOnly})
+	session, err := cfg.Mdm.Attach(ctx, client.AttachRequest{Volume: cfg.Volume, ID: cfg.ID,
+		Client: v.client, Host: cfg.Host, Force: cfg.Force, GuestAlive: cfg.GuestAlive, ReadOnly: cfg.ReadOnly})
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +94,8 @@ func (v *Volume) begin(s *client.Session) error {
 func (v *Volume) giveBack(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), detachPatience)
 	defer cancel()
-	return v.cfg.Mdm.Detach(ctx, v.volume.Name, v.client, v.gen)
+	return v.cfg.Mdm.Detach(ctx, client.Held{Volume: v.volume.ID, Name: v.volume.Name, Client: v.client,
+		Generation: v.gen})
 }
 
 // localDevices tells devices of this host by their address.

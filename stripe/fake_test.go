@@ -63,7 +63,7 @@ func (m *fakeMdm) Attach(_ context.Context, r client.AttachRequest) (*client.Ses
 		Lease: m.lease, Map: m.current}, nil
 }
 
-func (m *fakeMdm) Detach(context.Context, string, string, cluster.Generation) error {
+func (m *fakeMdm) Detach(context.Context, client.Held) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.calls = append(m.calls, "detach")

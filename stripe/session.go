@@ -126,7 +126,7 @@ func (v *Volume) holder() string {
 		return "the metadata manager ended the session and does not say for whom"
 	}
 	for _, l := range volumes {
-		if l.GetName() == v.volume.Name && l.GetAttachedBy() != "" {
+		if l.GetId() == uint64(v.volume.ID) && l.GetAttachedBy() != "" {
 			return fmt.Sprintf("by %s since %s", l.GetAttachedBy(), l.GetAttachedSince())
 		}
 	}

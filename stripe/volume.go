@@ -24,7 +24,7 @@ const MaxRequest = core.MaxRequest
 // one.
 type Metadata interface {
 	Attach(ctx context.Context, r client.AttachRequest) (*client.Session, error)
-	Detach(ctx context.Context, volume, client string, gen cluster.Generation) error
+	Detach(ctx context.Context, h client.Held) error
 	RenewSession(ctx context.Context, client string, sessions []client.SessionState) (
 		lost []cluster.VolumeID, err error)
 	DropReplica(ctx context.Context, r client.DropRequest) (dropped, last []cluster.PGID, err error)
@@ -35,13 +35,14 @@ type Metadata interface {
 // Config says what to attach, and where it lives.
 type Config struct {
 	Mdm            Metadata
-	Loop           *loop.Loop // started; everything of the volume runs on it
-	Pool           *buf.Pool  // not used so far
-	Volume         string     // name; empty: the cluster's only volume
-	ClientID       [16]byte   // unique to this process
-	Host           string     // for people, and to find out which servers are local
-	Force          bool       // fence whoever holds the volume
-	GuestAlive     bool       // the same kernel device goes on: not a fresh attach
+	Loop           *loop.Loop       // started; everything of the volume runs on it
+	Pool           *buf.Pool        // not used so far
+	Volume         string           // name; empty: the cluster's only volume
+	ID             cluster.VolumeID // which, whatever it is called by now; 0: the name says it
+	ClientID       [16]byte         // unique to this process
+	Host           string           // for people, and to find out which servers are local
+	Force          bool             // fence whoever holds the volume
+	GuestAlive     bool             // the same kernel device goes on: not a fresh attach
 	ReadOnly       bool
 	ConnsPerDevice int // 0: 1
 	// Resized is called on the loop when the volume's size has changed.

@@ -104,6 +104,9 @@ func TestCommands(t *testing.T) {
 	}
 	b.expect("volume show image", 0, "2G (2147483648 bytes)", "unit 16K")
 	b.expect("volume resize db --size 2G", 0, "resized: 2G")
+	b.expect("volume rename db store", 0, "volume store renamed: 2G")
+	b.expect("volume rename store image", 1, "image is in use")
+	b.expect("volume rename store db", 0, "volume db renamed")
 	b.expect("volume delete db", 0, "deleted")
 	b.json("volume delete image", &shown)
 	volumes = nil
@@ -168,6 +171,9 @@ func TestErrors(t *testing.T) {
 		{"volume resize v --size 1G", 1, []string{"no such volume", "db"}},
 		{"volume delete v", 1, []string{"no such volume"}},
 		{"volume delete", 2, []string{"which volume"}},
+		{"volume rename v w", 1, []string{"no such volume", "volume list"}},
+		{"volume rename db Upper", 1, []string{"a-z 0-9", "Upper"}},
+		{"volume rename db", 2, []string{"NEW-NAME"}},
 		{"device remove x", 2, []string{"device list"}},
 		{"device remove 9", 1, []string{"device list"}},
 		{"device remove 1", 1, []string{"2 copies", "1 fault set", "add servers"}},

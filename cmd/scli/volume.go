@@ -37,8 +37,8 @@ func newVolume(v *pb.Volume) volume {
 }
 
 func (a *app) volumeCommand() *cobra.Command {
-	return group("volume", "Create, show, resize and delete volumes", a.volumeCreate(), a.volumeList(),
-		a.volumeShow(), a.volumeResize(), a.volumeDelete())
+	return group("volume", "Create, show, resize, rename and delete volumes", a.volumeCreate(), a.volumeList(),
+		a.volumeShow(), a.volumeResize(), a.volumeRename(), a.volumeDelete())
 }
 
 func (a *app) volumeCreate() *cobra.Command {
@@ -207,6 +207,30 @@ that is not attached.`,
 	c.Flags().StringVar(&sizeText, "size", "", "new size, a multiple of 4096 (required)")
 	c.Flags().BoolVar(&shrink, "shrink", false, "allow a smaller size: what lies beyond is lost")
 	return c
+}
+
+func (a *app) volumeRename() *cobra.Command {
+	return &cobra.Command{
+		Use:   "rename NAME NEW-NAME",
+		Short: "Give a volume another name, also while it is attached",
+		Long: `Give a volume another name, also while it is attached: what uses it notices
+nothing. /dev/braid, sdc list and NBD exports show the old name until it is
+attached the next time.`,
+		Example: `  scli volume rename db db-2026`,
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return cli.Usagef("%s: which volume, and what is it to be called? Usage: %s", c.CommandPath(),
+					c.UseLine())
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.ask(c, func(ctx context.Context, mdm *client.Client) error {
+				resp, err := mdm.RenameVolume(ctx, args[0], args[1])
+				return a.changed(resp, err, "renamed")
+			})
+		},
+	}
 }
 
 func (a *app) volumeDelete() *cobra.Command {

@@ -37,6 +37,21 @@ func (c *Client) ResizeVolume(ctx context.Context, name string, size uint64, shr
 		&pb.ResizeVolumeRequest{Name: name, Size: size, Shrink: shrink}, pbconnect.MdmClient.ResizeVolume)
 }
 
+// RenameVolume gives a volume another name.
+func (c *Client) RenameVolume(ctx context.Context, name, to string) (*pb.VolumeResponse, error) {
+	volumes, err := c.ListVolumes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r := &pb.RenameVolumeRequest{Name: name, To: to}
+	for _, v := range volumes {
+		if v.Name == name {
+			r.Id = v.Id
+		}
+	}
+	return call(ctx, c, "rename volume "+name, r, pbconnect.MdmClient.RenameVolume)
+}
+
 // DeleteVolume deletes a volume and everything on it.
 func (c *Client) DeleteVolume(ctx context.Context, name string, force bool) error {
 	_, err := call(ctx, c, "delete volume "+name, &pb.DeleteVolumeRequest{Name: name, Force: force},

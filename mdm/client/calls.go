@@ -186,11 +186,12 @@ func fromReports(reports []DeviceReport) []*pb.DeviceReport {
 
 // AttachRequest asks for a volume's one session.
 type AttachRequest struct {
-	Volume     string // name; empty: the only volume
-	Client     string // unique id of this process
-	Host       string // for people
-	Force      bool   // fence whoever holds it
-	GuestAlive bool   // the same kernel device goes on: not a fresh attach
+	Volume     string           // name; empty: the only volume
+	ID         cluster.VolumeID // which, whatever it is called by now; 0: the name says it
+	Client     string           // unique id of this process
+	Host       string           // for people
+	Force      bool             // fence whoever holds it
+	GuestAlive bool             // the same kernel device goes on: not a fresh attach
 	ReadOnly   bool
 }
 
@@ -232,7 +233,7 @@ func (b *Before) Source(pg cluster.PGID, id cluster.DeviceID, inc cluster.Incarn
 // Attach takes the volume's session under a new generation. ErrRefused: someone
 // else holds it; the message says who.
 func (c *Client) Attach(ctx context.Context, r AttachRequest) (*Session, error) {
-	req := &pb.AttachRequest{Volume: r.Volume, Client: r.Client, Host: r.Host, Force: r.Force,
+	req := &pb.AttachRequest{Volume: r.Volume, VolumeId: uint64(r.ID), Client: r.Client, Host: r.Host, Force: r.Force,
 		GuestAlive: r.GuestAlive, ReadOnly: r.ReadOnly, Request: rand.Text()}
 	op := "attach volume " + r.Volume
 	if r.Volume == "" {
@@ -275,17 +276,28 @@ func before(r *pb.AttachResponse) Before {
 
 // Abandon ends the session as a client's death does, at once: acked writes may
 // not be flushed, and a later attach has to resolve what is left.
-func (c *Client) Abandon(ctx context.Context, volume, client string, gen cluster.Generation) error {
-	req := &pb.DetachRequest{Volume: volume, Client: client, Generation: uint64(gen), Unflushed: true}
-	_, err := call(ctx, c, "abandon volume "+volume, req, pbconnect.MdmClient.Detach)
+func (c *Client) Abandon(ctx context.Context, h Held) error {
+	_, err := call(ctx, c, "abandon volume "+h.Name, h.request(true), pbconnect.MdmClient.Detach)
 	return err
+}
+
+// Held is a session, as its holder knows it.
+type Held struct {
+	Volume     cluster.VolumeID // 0: the name says which
+	Name       string           // as it was at the attach
+	Client     string
+	Generation cluster.Generation
+}
+
+func (h Held) request(unflushed bool) *pb.DetachRequest {
+	return &pb.DetachRequest{Volume: h.Name, VolumeId: uint64(h.Volume), Client: h.Client,
+		Generation: uint64(h.Generation), Unflushed: unflushed}
 }
 
 // Detach ends the session of a client that has flushed everything; else see
 // Abandon. It is no error when the session is gone already.
-func (c *Client) Detach(ctx context.Context, volume, client string, gen cluster.Generation) error {
-	req := &pb.DetachRequest{Volume: volume, Client: client, Generation: uint64(gen)}
-	_, err := call(ctx, c, "detach volume "+volume, req, pbconnect.MdmClient.Detach)
+func (c *Client) Detach(ctx context.Context, h Held) error {
+	_, err := call(ctx, c, "detach volume "+h.Name, h.request(false), pbconnect.MdmClient.Detach)
 	return err
 }
 

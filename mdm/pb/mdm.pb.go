@@ -1729,6 +1729,68 @@ func (x *ResizeVolumeRequest) GetShrink() bool {
 	return false
 }
 
+// `id` makes it repeatable: a volume of that number that is called `to` already is
+// no error. 0: the name says which.
+type RenameVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	Id            uint64                 `protobuf:"varint,3,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenameVolumeRequest) Reset() {
+	*x = RenameVolumeRequest{}
+	mi := &file_mdm_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenameVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenameVolumeRequest) ProtoMessage() {}
+
+func (x *RenameVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenameVolumeRequest.ProtoReflect.Descriptor instead.
+func (*RenameVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RenameVolumeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RenameVolumeRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *RenameVolumeRequest) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
 type DeleteVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1739,7 +1801,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_mdm_proto_msgTypes[20]
+	mi := &file_mdm_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1751,7 +1813,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[20]
+	mi := &file_mdm_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1764,7 +1826,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{20}
+	return file_mdm_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeleteVolumeRequest) GetName() string {
@@ -1789,7 +1851,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_mdm_proto_msgTypes[21]
+	mi := &file_mdm_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +1863,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[21]
+	mi := &file_mdm_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +1876,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{21}
+	return file_mdm_proto_rawDescGZIP(), []int{22}
 }
 
 type AttachRequest struct {
@@ -1825,14 +1887,15 @@ type AttachRequest struct {
 	Force         bool                   `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`                             // fence whoever holds it
 	GuestAlive    bool                   `protobuf:"varint,5,opt,name=guest_alive,json=guestAlive,proto3" json:"guest_alive,omitempty"` // same kernel device goes on: not a fresh attach
 	ReadOnly      bool                   `protobuf:"varint,6,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
-	Request       string                 `protobuf:"bytes,7,opt,name=request,proto3" json:"request,omitempty"` // unique per wish: a repeated call gets the same session
+	Request       string                 `protobuf:"bytes,7,opt,name=request,proto3" json:"request,omitempty"`                    // unique per wish: a repeated call gets the same session
+	VolumeId      uint64                 `protobuf:"varint,8,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"` // which, whatever it is called by now; 0: the name says it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_mdm_proto_msgTypes[22]
+	mi := &file_mdm_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1844,7 +1907,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[22]
+	mi := &file_mdm_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1857,7 +1920,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{22}
+	return file_mdm_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AttachRequest) GetVolume() string {
@@ -1909,6 +1972,13 @@ func (x *AttachRequest) GetRequest() string {
 	return ""
 }
 
+func (x *AttachRequest) GetVolumeId() uint64 {
+	if x != nil {
+		return x.VolumeId
+	}
+	return 0
+}
+
 type AttachResponse struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Volume     *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -1928,7 +1998,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_mdm_proto_msgTypes[23]
+	mi := &file_mdm_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1940,7 +2010,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[23]
+	mi := &file_mdm_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1953,7 +2023,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{23}
+	return file_mdm_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AttachResponse) GetVolume() *Volume {
@@ -2036,7 +2106,7 @@ type DeviceIncarnation struct {
 
 func (x *DeviceIncarnation) Reset() {
 	*x = DeviceIncarnation{}
-	mi := &file_mdm_proto_msgTypes[24]
+	mi := &file_mdm_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2048,7 +2118,7 @@ func (x *DeviceIncarnation) String() string {
 func (*DeviceIncarnation) ProtoMessage() {}
 
 func (x *DeviceIncarnation) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[24]
+	mi := &file_mdm_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2061,7 +2131,7 @@ func (x *DeviceIncarnation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceIncarnation.ProtoReflect.Descriptor instead.
 func (*DeviceIncarnation) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{24}
+	return file_mdm_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DeviceIncarnation) GetDevice() uint32 {
@@ -2088,7 +2158,7 @@ type BrokenCopy struct {
 
 func (x *BrokenCopy) Reset() {
 	*x = BrokenCopy{}
-	mi := &file_mdm_proto_msgTypes[25]
+	mi := &file_mdm_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2100,7 +2170,7 @@ func (x *BrokenCopy) String() string {
 func (*BrokenCopy) ProtoMessage() {}
 
 func (x *BrokenCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[25]
+	mi := &file_mdm_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2113,7 +2183,7 @@ func (x *BrokenCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BrokenCopy.ProtoReflect.Descriptor instead.
 func (*BrokenCopy) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{25}
+	return file_mdm_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *BrokenCopy) GetPg() uint32 {
@@ -2135,14 +2205,15 @@ type DetachRequest struct {
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
 	Client        string                 `protobuf:"bytes,2,opt,name=client,proto3" json:"client,omitempty"`
 	Generation    uint64                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
-	Unflushed     bool                   `protobuf:"varint,4,opt,name=unflushed,proto3" json:"unflushed,omitempty"` // acked writes may not be flushed: the session ends as a dead client's does
+	Unflushed     bool                   `protobuf:"varint,4,opt,name=unflushed,proto3" json:"unflushed,omitempty"`               // acked writes may not be flushed: the session ends as a dead client's does
+	VolumeId      uint64                 `protobuf:"varint,5,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"` // which, whatever it is called by now; 0: the name says it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DetachRequest) Reset() {
 	*x = DetachRequest{}
-	mi := &file_mdm_proto_msgTypes[26]
+	mi := &file_mdm_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2225,7 @@ func (x *DetachRequest) String() string {
 func (*DetachRequest) ProtoMessage() {}
 
 func (x *DetachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[26]
+	mi := &file_mdm_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2238,7 @@ func (x *DetachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachRequest.ProtoReflect.Descriptor instead.
 func (*DetachRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{26}
+	return file_mdm_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DetachRequest) GetVolume() string {
@@ -2198,6 +2269,13 @@ func (x *DetachRequest) GetUnflushed() bool {
 	return false
 }
 
+func (x *DetachRequest) GetVolumeId() uint64 {
+	if x != nil {
+		return x.VolumeId
+	}
+	return 0
+}
+
 type DetachResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2206,7 +2284,7 @@ type DetachResponse struct {
 
 func (x *DetachResponse) Reset() {
 	*x = DetachResponse{}
-	mi := &file_mdm_proto_msgTypes[27]
+	mi := &file_mdm_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2218,7 +2296,7 @@ func (x *DetachResponse) String() string {
 func (*DetachResponse) ProtoMessage() {}
 
 func (x *DetachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[27]
+	mi := &file_mdm_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2231,7 +2309,7 @@ func (x *DetachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachResponse.ProtoReflect.Descriptor instead.
 func (*DetachResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{27}
+	return file_mdm_proto_rawDescGZIP(), []int{28}
 }
 
 type RenewSessionRequest struct {
@@ -2244,7 +2322,7 @@ type RenewSessionRequest struct {
 
 func (x *RenewSessionRequest) Reset() {
 	*x = RenewSessionRequest{}
-	mi := &file_mdm_proto_msgTypes[28]
+	mi := &file_mdm_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2256,7 +2334,7 @@ func (x *RenewSessionRequest) String() string {
 func (*RenewSessionRequest) ProtoMessage() {}
 
 func (x *RenewSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[28]
+	mi := &file_mdm_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2269,7 +2347,7 @@ func (x *RenewSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewSessionRequest.ProtoReflect.Descriptor instead.
 func (*RenewSessionRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{28}
+	return file_mdm_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RenewSessionRequest) GetClient() string {
@@ -2302,7 +2380,7 @@ type SessionState struct {
 
 func (x *SessionState) Reset() {
 	*x = SessionState{}
-	mi := &file_mdm_proto_msgTypes[29]
+	mi := &file_mdm_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2314,7 +2392,7 @@ func (x *SessionState) String() string {
 func (*SessionState) ProtoMessage() {}
 
 func (x *SessionState) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[29]
+	mi := &file_mdm_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2327,7 +2405,7 @@ func (x *SessionState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionState.ProtoReflect.Descriptor instead.
 func (*SessionState) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{29}
+	return file_mdm_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SessionState) GetVolume() uint64 {
@@ -2367,7 +2445,7 @@ type RenewSessionResponse struct {
 
 func (x *RenewSessionResponse) Reset() {
 	*x = RenewSessionResponse{}
-	mi := &file_mdm_proto_msgTypes[30]
+	mi := &file_mdm_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2379,7 +2457,7 @@ func (x *RenewSessionResponse) String() string {
 func (*RenewSessionResponse) ProtoMessage() {}
 
 func (x *RenewSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[30]
+	mi := &file_mdm_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2392,7 +2470,7 @@ func (x *RenewSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewSessionResponse.ProtoReflect.Descriptor instead.
 func (*RenewSessionResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{30}
+	return file_mdm_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RenewSessionResponse) GetLost() []uint64 {
@@ -2418,7 +2496,7 @@ type DropReplicaRequest struct {
 
 func (x *DropReplicaRequest) Reset() {
 	*x = DropReplicaRequest{}
-	mi := &file_mdm_proto_msgTypes[31]
+	mi := &file_mdm_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2430,7 +2508,7 @@ func (x *DropReplicaRequest) String() string {
 func (*DropReplicaRequest) ProtoMessage() {}
 
 func (x *DropReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[31]
+	mi := &file_mdm_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2443,7 +2521,7 @@ func (x *DropReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReplicaRequest.ProtoReflect.Descriptor instead.
 func (*DropReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{31}
+	return file_mdm_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DropReplicaRequest) GetVolume() uint64 {
@@ -2484,7 +2562,7 @@ type DropReplicaResponse struct {
 
 func (x *DropReplicaResponse) Reset() {
 	*x = DropReplicaResponse{}
-	mi := &file_mdm_proto_msgTypes[32]
+	mi := &file_mdm_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2496,7 +2574,7 @@ func (x *DropReplicaResponse) String() string {
 func (*DropReplicaResponse) ProtoMessage() {}
 
 func (x *DropReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[32]
+	mi := &file_mdm_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2509,7 +2587,7 @@ func (x *DropReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReplicaResponse.ProtoReflect.Descriptor instead.
 func (*DropReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{32}
+	return file_mdm_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DropReplicaResponse) GetDropped() []uint32 {
@@ -2542,7 +2620,7 @@ type ReportDeviceRequest struct {
 
 func (x *ReportDeviceRequest) Reset() {
 	*x = ReportDeviceRequest{}
-	mi := &file_mdm_proto_msgTypes[33]
+	mi := &file_mdm_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2554,7 +2632,7 @@ func (x *ReportDeviceRequest) String() string {
 func (*ReportDeviceRequest) ProtoMessage() {}
 
 func (x *ReportDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[33]
+	mi := &file_mdm_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2567,7 +2645,7 @@ func (x *ReportDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ReportDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{33}
+	return file_mdm_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReportDeviceRequest) GetVolume() uint64 {
@@ -2623,7 +2701,7 @@ type ReportDeviceResponse struct {
 
 func (x *ReportDeviceResponse) Reset() {
 	*x = ReportDeviceResponse{}
-	mi := &file_mdm_proto_msgTypes[34]
+	mi := &file_mdm_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2635,7 +2713,7 @@ func (x *ReportDeviceResponse) String() string {
 func (*ReportDeviceResponse) ProtoMessage() {}
 
 func (x *ReportDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[34]
+	mi := &file_mdm_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2648,7 +2726,7 @@ func (x *ReportDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportDeviceResponse.ProtoReflect.Descriptor instead.
 func (*ReportDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{34}
+	return file_mdm_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReportDeviceResponse) GetEvicted() bool {
@@ -2683,7 +2761,7 @@ type ResyncReadyRequest struct {
 
 func (x *ResyncReadyRequest) Reset() {
 	*x = ResyncReadyRequest{}
-	mi := &file_mdm_proto_msgTypes[35]
+	mi := &file_mdm_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2695,7 +2773,7 @@ func (x *ResyncReadyRequest) String() string {
 func (*ResyncReadyRequest) ProtoMessage() {}
 
 func (x *ResyncReadyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[35]
+	mi := &file_mdm_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2708,7 +2786,7 @@ func (x *ResyncReadyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResyncReadyRequest.ProtoReflect.Descriptor instead.
 func (*ResyncReadyRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{35}
+	return file_mdm_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ResyncReadyRequest) GetDevice() uint32 {
@@ -2730,7 +2808,7 @@ type ReadyGroup struct {
 
 func (x *ReadyGroup) Reset() {
 	*x = ReadyGroup{}
-	mi := &file_mdm_proto_msgTypes[36]
+	mi := &file_mdm_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2742,7 +2820,7 @@ func (x *ReadyGroup) String() string {
 func (*ReadyGroup) ProtoMessage() {}
 
 func (x *ReadyGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[36]
+	mi := &file_mdm_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2755,7 +2833,7 @@ func (x *ReadyGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadyGroup.ProtoReflect.Descriptor instead.
 func (*ReadyGroup) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{36}
+	return file_mdm_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ReadyGroup) GetPg() uint32 {
@@ -2795,7 +2873,7 @@ type ResyncReadyResponse struct {
 
 func (x *ResyncReadyResponse) Reset() {
 	*x = ResyncReadyResponse{}
-	mi := &file_mdm_proto_msgTypes[37]
+	mi := &file_mdm_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2807,7 +2885,7 @@ func (x *ResyncReadyResponse) String() string {
 func (*ResyncReadyResponse) ProtoMessage() {}
 
 func (x *ResyncReadyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[37]
+	mi := &file_mdm_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2820,7 +2898,7 @@ func (x *ResyncReadyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResyncReadyResponse.ProtoReflect.Descriptor instead.
 func (*ResyncReadyResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{37}
+	return file_mdm_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ResyncReadyResponse) GetGroups() []*ReadyGroup {
@@ -2843,7 +2921,7 @@ type JoinInSyncRequest struct {
 
 func (x *JoinInSyncRequest) Reset() {
 	*x = JoinInSyncRequest{}
-	mi := &file_mdm_proto_msgTypes[38]
+	mi := &file_mdm_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2855,7 +2933,7 @@ func (x *JoinInSyncRequest) String() string {
 func (*JoinInSyncRequest) ProtoMessage() {}
 
 func (x *JoinInSyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[38]
+	mi := &file_mdm_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2868,7 +2946,7 @@ func (x *JoinInSyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinInSyncRequest.ProtoReflect.Descriptor instead.
 func (*JoinInSyncRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{38}
+	return file_mdm_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *JoinInSyncRequest) GetDevice() uint32 {
@@ -2909,7 +2987,7 @@ type JoinGroup struct {
 
 func (x *JoinGroup) Reset() {
 	*x = JoinGroup{}
-	mi := &file_mdm_proto_msgTypes[39]
+	mi := &file_mdm_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2921,7 +2999,7 @@ func (x *JoinGroup) String() string {
 func (*JoinGroup) ProtoMessage() {}
 
 func (x *JoinGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[39]
+	mi := &file_mdm_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2934,7 +3012,7 @@ func (x *JoinGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinGroup.ProtoReflect.Descriptor instead.
 func (*JoinGroup) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{39}
+	return file_mdm_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *JoinGroup) GetPg() uint32 {
@@ -2961,7 +3039,7 @@ type JoinInSyncResponse struct {
 
 func (x *JoinInSyncResponse) Reset() {
 	*x = JoinInSyncResponse{}
-	mi := &file_mdm_proto_msgTypes[40]
+	mi := &file_mdm_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2973,7 +3051,7 @@ func (x *JoinInSyncResponse) String() string {
 func (*JoinInSyncResponse) ProtoMessage() {}
 
 func (x *JoinInSyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[40]
+	mi := &file_mdm_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2986,7 +3064,7 @@ func (x *JoinInSyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinInSyncResponse.ProtoReflect.Descriptor instead.
 func (*JoinInSyncResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{40}
+	return file_mdm_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *JoinInSyncResponse) GetRefused() []uint32 {
@@ -3011,7 +3089,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_mdm_proto_msgTypes[41]
+	mi := &file_mdm_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3023,7 +3101,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[41]
+	mi := &file_mdm_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3036,7 +3114,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{41}
+	return file_mdm_proto_rawDescGZIP(), []int{42}
 }
 
 type StatusResponse struct {
@@ -3066,7 +3144,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_mdm_proto_msgTypes[42]
+	mi := &file_mdm_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3078,7 +3156,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[42]
+	mi := &file_mdm_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3091,7 +3169,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{42}
+	return file_mdm_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *StatusResponse) GetCluster() []byte {
@@ -3240,7 +3318,7 @@ type Exposure struct {
 
 func (x *Exposure) Reset() {
 	*x = Exposure{}
-	mi := &file_mdm_proto_msgTypes[43]
+	mi := &file_mdm_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3252,7 +3330,7 @@ func (x *Exposure) String() string {
 func (*Exposure) ProtoMessage() {}
 
 func (x *Exposure) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[43]
+	mi := &file_mdm_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3265,7 +3343,7 @@ func (x *Exposure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exposure.ProtoReflect.Descriptor instead.
 func (*Exposure) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{43}
+	return file_mdm_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Exposure) GetCopies() uint32 {
@@ -3307,7 +3385,7 @@ type DeviceResync struct {
 
 func (x *DeviceResync) Reset() {
 	*x = DeviceResync{}
-	mi := &file_mdm_proto_msgTypes[44]
+	mi := &file_mdm_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3319,7 +3397,7 @@ func (x *DeviceResync) String() string {
 func (*DeviceResync) ProtoMessage() {}
 
 func (x *DeviceResync) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[44]
+	mi := &file_mdm_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3332,7 +3410,7 @@ func (x *DeviceResync) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceResync.ProtoReflect.Descriptor instead.
 func (*DeviceResync) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{44}
+	return file_mdm_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DeviceResync) GetDevice() uint32 {
@@ -3364,7 +3442,7 @@ type ListServersRequest struct {
 
 func (x *ListServersRequest) Reset() {
 	*x = ListServersRequest{}
-	mi := &file_mdm_proto_msgTypes[45]
+	mi := &file_mdm_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3376,7 +3454,7 @@ func (x *ListServersRequest) String() string {
 func (*ListServersRequest) ProtoMessage() {}
 
 func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[45]
+	mi := &file_mdm_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3389,7 +3467,7 @@ func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersRequest.ProtoReflect.Descriptor instead.
 func (*ListServersRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{45}
+	return file_mdm_proto_rawDescGZIP(), []int{46}
 }
 
 type ListServersResponse struct {
@@ -3401,7 +3479,7 @@ type ListServersResponse struct {
 
 func (x *ListServersResponse) Reset() {
 	*x = ListServersResponse{}
-	mi := &file_mdm_proto_msgTypes[46]
+	mi := &file_mdm_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3413,7 +3491,7 @@ func (x *ListServersResponse) String() string {
 func (*ListServersResponse) ProtoMessage() {}
 
 func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[46]
+	mi := &file_mdm_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3426,7 +3504,7 @@ func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersResponse.ProtoReflect.Descriptor instead.
 func (*ListServersResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{46}
+	return file_mdm_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListServersResponse) GetServers() []*Server {
@@ -3444,7 +3522,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_mdm_proto_msgTypes[47]
+	mi := &file_mdm_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3456,7 +3534,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[47]
+	mi := &file_mdm_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3469,7 +3547,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{47}
+	return file_mdm_proto_rawDescGZIP(), []int{48}
 }
 
 type ListDevicesResponse struct {
@@ -3481,7 +3559,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_mdm_proto_msgTypes[48]
+	mi := &file_mdm_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3493,7 +3571,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[48]
+	mi := &file_mdm_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3506,7 +3584,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{48}
+	return file_mdm_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -3526,7 +3604,7 @@ type RemoveDeviceRequest struct {
 
 func (x *RemoveDeviceRequest) Reset() {
 	*x = RemoveDeviceRequest{}
-	mi := &file_mdm_proto_msgTypes[49]
+	mi := &file_mdm_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3538,7 +3616,7 @@ func (x *RemoveDeviceRequest) String() string {
 func (*RemoveDeviceRequest) ProtoMessage() {}
 
 func (x *RemoveDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[49]
+	mi := &file_mdm_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3551,7 +3629,7 @@ func (x *RemoveDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDeviceRequest.ProtoReflect.Descriptor instead.
 func (*RemoveDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{49}
+	return file_mdm_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RemoveDeviceRequest) GetId() uint32 {
@@ -3576,7 +3654,7 @@ type RemoveDeviceResponse struct {
 
 func (x *RemoveDeviceResponse) Reset() {
 	*x = RemoveDeviceResponse{}
-	mi := &file_mdm_proto_msgTypes[50]
+	mi := &file_mdm_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3588,7 +3666,7 @@ func (x *RemoveDeviceResponse) String() string {
 func (*RemoveDeviceResponse) ProtoMessage() {}
 
 func (x *RemoveDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[50]
+	mi := &file_mdm_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3601,7 +3679,7 @@ func (x *RemoveDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDeviceResponse.ProtoReflect.Descriptor instead.
 func (*RemoveDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{50}
+	return file_mdm_proto_rawDescGZIP(), []int{51}
 }
 
 // Moves of data between devices: what would move, what is moving, and who is to
@@ -3619,7 +3697,7 @@ type Fill struct {
 
 func (x *Fill) Reset() {
 	*x = Fill{}
-	mi := &file_mdm_proto_msgTypes[51]
+	mi := &file_mdm_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3631,7 +3709,7 @@ func (x *Fill) String() string {
 func (*Fill) ProtoMessage() {}
 
 func (x *Fill) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[51]
+	mi := &file_mdm_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3644,7 +3722,7 @@ func (x *Fill) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fill.ProtoReflect.Descriptor instead.
 func (*Fill) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{51}
+	return file_mdm_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Fill) GetDevice() uint32 {
@@ -3697,7 +3775,7 @@ type MovePlan struct {
 
 func (x *MovePlan) Reset() {
 	*x = MovePlan{}
-	mi := &file_mdm_proto_msgTypes[52]
+	mi := &file_mdm_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3709,7 +3787,7 @@ func (x *MovePlan) String() string {
 func (*MovePlan) ProtoMessage() {}
 
 func (x *MovePlan) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[52]
+	mi := &file_mdm_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3722,7 +3800,7 @@ func (x *MovePlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MovePlan.ProtoReflect.Descriptor instead.
 func (*MovePlan) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{52}
+	return file_mdm_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *MovePlan) GetGroups() uint32 {
@@ -3783,7 +3861,7 @@ type PlanMovesRequest struct {
 
 func (x *PlanMovesRequest) Reset() {
 	*x = PlanMovesRequest{}
-	mi := &file_mdm_proto_msgTypes[53]
+	mi := &file_mdm_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3795,7 +3873,7 @@ func (x *PlanMovesRequest) String() string {
 func (*PlanMovesRequest) ProtoMessage() {}
 
 func (x *PlanMovesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[53]
+	mi := &file_mdm_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3808,7 +3886,7 @@ func (x *PlanMovesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanMovesRequest.ProtoReflect.Descriptor instead.
 func (*PlanMovesRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{53}
+	return file_mdm_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *PlanMovesRequest) GetWithout() []uint32 {
@@ -3830,7 +3908,7 @@ type EvacuateRequest struct {
 
 func (x *EvacuateRequest) Reset() {
 	*x = EvacuateRequest{}
-	mi := &file_mdm_proto_msgTypes[54]
+	mi := &file_mdm_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3842,7 +3920,7 @@ func (x *EvacuateRequest) String() string {
 func (*EvacuateRequest) ProtoMessage() {}
 
 func (x *EvacuateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[54]
+	mi := &file_mdm_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3855,7 +3933,7 @@ func (x *EvacuateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvacuateRequest.ProtoReflect.Descriptor instead.
 func (*EvacuateRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{54}
+	return file_mdm_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *EvacuateRequest) GetDevices() []uint32 {
@@ -3894,7 +3972,7 @@ type MovesRequest struct {
 
 func (x *MovesRequest) Reset() {
 	*x = MovesRequest{}
-	mi := &file_mdm_proto_msgTypes[55]
+	mi := &file_mdm_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3906,7 +3984,7 @@ func (x *MovesRequest) String() string {
 func (*MovesRequest) ProtoMessage() {}
 
 func (x *MovesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[55]
+	mi := &file_mdm_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3919,7 +3997,7 @@ func (x *MovesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MovesRequest.ProtoReflect.Descriptor instead.
 func (*MovesRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{55}
+	return file_mdm_proto_rawDescGZIP(), []int{56}
 }
 
 type MovesResponse struct {
@@ -3938,7 +4016,7 @@ type MovesResponse struct {
 
 func (x *MovesResponse) Reset() {
 	*x = MovesResponse{}
-	mi := &file_mdm_proto_msgTypes[56]
+	mi := &file_mdm_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3950,7 +4028,7 @@ func (x *MovesResponse) String() string {
 func (*MovesResponse) ProtoMessage() {}
 
 func (x *MovesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[56]
+	mi := &file_mdm_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3963,7 +4041,7 @@ func (x *MovesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MovesResponse.ProtoReflect.Descriptor instead.
 func (*MovesResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{56}
+	return file_mdm_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *MovesResponse) GetGroups() uint32 {
@@ -4032,7 +4110,7 @@ type SetMovesRequest struct {
 
 func (x *SetMovesRequest) Reset() {
 	*x = SetMovesRequest{}
-	mi := &file_mdm_proto_msgTypes[57]
+	mi := &file_mdm_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4044,7 +4122,7 @@ func (x *SetMovesRequest) String() string {
 func (*SetMovesRequest) ProtoMessage() {}
 
 func (x *SetMovesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[57]
+	mi := &file_mdm_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4057,7 +4135,7 @@ func (x *SetMovesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMovesRequest.ProtoReflect.Descriptor instead.
 func (*SetMovesRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{57}
+	return file_mdm_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *SetMovesRequest) GetPaused() bool {
@@ -4085,7 +4163,7 @@ type MaintainRequest struct {
 
 func (x *MaintainRequest) Reset() {
 	*x = MaintainRequest{}
-	mi := &file_mdm_proto_msgTypes[58]
+	mi := &file_mdm_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4097,7 +4175,7 @@ func (x *MaintainRequest) String() string {
 func (*MaintainRequest) ProtoMessage() {}
 
 func (x *MaintainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[58]
+	mi := &file_mdm_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4110,7 +4188,7 @@ func (x *MaintainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MaintainRequest.ProtoReflect.Descriptor instead.
 func (*MaintainRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{58}
+	return file_mdm_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *MaintainRequest) GetServer() string {
@@ -4143,7 +4221,7 @@ type MaintainResponse struct {
 
 func (x *MaintainResponse) Reset() {
 	*x = MaintainResponse{}
-	mi := &file_mdm_proto_msgTypes[59]
+	mi := &file_mdm_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4155,7 +4233,7 @@ func (x *MaintainResponse) String() string {
 func (*MaintainResponse) ProtoMessage() {}
 
 func (x *MaintainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[59]
+	mi := &file_mdm_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4168,7 +4246,7 @@ func (x *MaintainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MaintainResponse.ProtoReflect.Descriptor instead.
 func (*MaintainResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{59}
+	return file_mdm_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *MaintainResponse) GetGroupsLeft() uint32 {
@@ -4192,7 +4270,7 @@ type ScrubRequest struct {
 
 func (x *ScrubRequest) Reset() {
 	*x = ScrubRequest{}
-	mi := &file_mdm_proto_msgTypes[60]
+	mi := &file_mdm_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4204,7 +4282,7 @@ func (x *ScrubRequest) String() string {
 func (*ScrubRequest) ProtoMessage() {}
 
 func (x *ScrubRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[60]
+	mi := &file_mdm_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4217,7 +4295,7 @@ func (x *ScrubRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubRequest.ProtoReflect.Descriptor instead.
 func (*ScrubRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{60}
+	return file_mdm_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ScrubRequest) GetDevices() []uint32 {
@@ -4256,7 +4334,7 @@ type ScrubStatusRequest struct {
 
 func (x *ScrubStatusRequest) Reset() {
 	*x = ScrubStatusRequest{}
-	mi := &file_mdm_proto_msgTypes[61]
+	mi := &file_mdm_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4268,7 +4346,7 @@ func (x *ScrubStatusRequest) String() string {
 func (*ScrubStatusRequest) ProtoMessage() {}
 
 func (x *ScrubStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[61]
+	mi := &file_mdm_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4281,7 +4359,7 @@ func (x *ScrubStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubStatusRequest.ProtoReflect.Descriptor instead.
 func (*ScrubStatusRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{61}
+	return file_mdm_proto_rawDescGZIP(), []int{62}
 }
 
 type ScrubStatusResponse struct {
@@ -4294,7 +4372,7 @@ type ScrubStatusResponse struct {
 
 func (x *ScrubStatusResponse) Reset() {
 	*x = ScrubStatusResponse{}
-	mi := &file_mdm_proto_msgTypes[62]
+	mi := &file_mdm_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4306,7 +4384,7 @@ func (x *ScrubStatusResponse) String() string {
 func (*ScrubStatusResponse) ProtoMessage() {}
 
 func (x *ScrubStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[62]
+	mi := &file_mdm_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4319,7 +4397,7 @@ func (x *ScrubStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubStatusResponse.ProtoReflect.Descriptor instead.
 func (*ScrubStatusResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{62}
+	return file_mdm_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ScrubStatusResponse) GetDevices() []*DeviceScrub {
@@ -4351,7 +4429,7 @@ type DeviceScrub struct {
 
 func (x *DeviceScrub) Reset() {
 	*x = DeviceScrub{}
-	mi := &file_mdm_proto_msgTypes[63]
+	mi := &file_mdm_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4363,7 +4441,7 @@ func (x *DeviceScrub) String() string {
 func (*DeviceScrub) ProtoMessage() {}
 
 func (x *DeviceScrub) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[63]
+	mi := &file_mdm_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4376,7 +4454,7 @@ func (x *DeviceScrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceScrub.ProtoReflect.Descriptor instead.
 func (*DeviceScrub) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{63}
+	return file_mdm_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *DeviceScrub) GetDevice() uint32 {
@@ -4442,7 +4520,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_mdm_proto_msgTypes[64]
+	mi := &file_mdm_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4454,7 +4532,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[64]
+	mi := &file_mdm_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4467,7 +4545,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{64}
+	return file_mdm_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -4523,7 +4601,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_mdm_proto_msgTypes[65]
+	mi := &file_mdm_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4535,7 +4613,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[65]
+	mi := &file_mdm_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4548,7 +4626,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{65}
+	return file_mdm_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *EventsRequest) GetAfter() uint64 {
@@ -4740,11 +4818,15 @@ const file_mdm_proto_rawDesc = "" +
 	"\x13ResizeVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x16\n" +
-	"\x06shrink\x18\x03 \x01(\bR\x06shrink\"?\n" +
+	"\x06shrink\x18\x03 \x01(\bR\x06shrink\"I\n" +
+	"\x13RenameVolumeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12\x0e\n" +
+	"\x02id\x18\x03 \x01(\x04R\x02id\"?\n" +
 	"\x13DeleteVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"\x16\n" +
-	"\x14DeleteVolumeResponse\"\xc1\x01\n" +
+	"\x14DeleteVolumeResponse\"\xde\x01\n" +
 	"\rAttachRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06client\x18\x02 \x01(\tR\x06client\x12\x12\n" +
@@ -4753,7 +4835,8 @@ const file_mdm_proto_rawDesc = "" +
 	"\vguest_alive\x18\x05 \x01(\bR\n" +
 	"guestAlive\x12\x1b\n" +
 	"\tread_only\x18\x06 \x01(\bR\breadOnly\x12\x18\n" +
-	"\arequest\x18\a \x01(\tR\arequest\"\x84\x03\n" +
+	"\arequest\x18\a \x01(\tR\arequest\x12\x1b\n" +
+	"\tvolume_id\x18\b \x01(\x04R\bvolumeId\"\x84\x03\n" +
 	"\x0eAttachResponse\x12,\n" +
 	"\x06volume\x18\x01 \x01(\v2\x14.braid.mdm.v1.VolumeR\x06volume\x12\x1e\n" +
 	"\n" +
@@ -4774,14 +4857,15 @@ const file_mdm_proto_rawDesc = "" +
 	"\n" +
 	"BrokenCopy\x12\x0e\n" +
 	"\x02pg\x18\x01 \x01(\rR\x02pg\x12\x16\n" +
-	"\x06device\x18\x02 \x01(\rR\x06device\"}\n" +
+	"\x06device\x18\x02 \x01(\rR\x06device\"\x9a\x01\n" +
 	"\rDetachRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06client\x18\x02 \x01(\tR\x06client\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x03 \x01(\x04R\n" +
 	"generation\x12\x1c\n" +
-	"\tunflushed\x18\x04 \x01(\bR\tunflushed\"\x10\n" +
+	"\tunflushed\x18\x04 \x01(\bR\tunflushed\x12\x1b\n" +
+	"\tvolume_id\x18\x05 \x01(\x04R\bvolumeId\"\x10\n" +
 	"\x0eDetachResponse\"e\n" +
 	"\x13RenewSessionRequest\x12\x16\n" +
 	"\x06client\x18\x01 \x01(\tR\x06client\x126\n" +
@@ -4955,14 +5039,15 @@ const file_mdm_proto_rawDesc = "" +
 	"\rEventsRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x14\n" +
-	"\x05limit\x18\x03 \x01(\rR\x05limit2\xf4\x0f\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit2\xc5\x10\n" +
 	"\x03Mdm\x12[\n" +
 	"\x0eRegisterServer\x12#.braid.mdm.v1.RegisterServerRequest\x1a$.braid.mdm.v1.RegisterServerResponse\x12R\n" +
 	"\vRenewServer\x12 .braid.mdm.v1.RenewServerRequest\x1a!.braid.mdm.v1.RenewServerResponse\x12C\n" +
 	"\bWatchMap\x12\x1d.braid.mdm.v1.WatchMapRequest\x1a\x16.braid.mdm.v1.MapDelta0\x01\x12O\n" +
 	"\fCreateVolume\x12!.braid.mdm.v1.CreateVolumeRequest\x1a\x1c.braid.mdm.v1.VolumeResponse\x12R\n" +
 	"\vListVolumes\x12 .braid.mdm.v1.ListVolumesRequest\x1a!.braid.mdm.v1.ListVolumesResponse\x12O\n" +
-	"\fResizeVolume\x12!.braid.mdm.v1.ResizeVolumeRequest\x1a\x1c.braid.mdm.v1.VolumeResponse\x12U\n" +
+	"\fResizeVolume\x12!.braid.mdm.v1.ResizeVolumeRequest\x1a\x1c.braid.mdm.v1.VolumeResponse\x12O\n" +
+	"\fRenameVolume\x12!.braid.mdm.v1.RenameVolumeRequest\x1a\x1c.braid.mdm.v1.VolumeResponse\x12U\n" +
 	"\fDeleteVolume\x12!.braid.mdm.v1.DeleteVolumeRequest\x1a\".braid.mdm.v1.DeleteVolumeResponse\x12C\n" +
 	"\x06Attach\x12\x1b.braid.mdm.v1.AttachRequest\x1a\x1c.braid.mdm.v1.AttachResponse\x12C\n" +
 	"\x06Detach\x12\x1b.braid.mdm.v1.DetachRequest\x1a\x1c.braid.mdm.v1.DetachResponse\x12U\n" +
@@ -4997,7 +5082,7 @@ func file_mdm_proto_rawDescGZIP() []byte {
 	return file_mdm_proto_rawDescData
 }
 
-var file_mdm_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
+var file_mdm_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
 var file_mdm_proto_goTypes = []any{
 	(*Device)(nil),                 // 0: braid.mdm.v1.Device
 	(*PGSet)(nil),                  // 1: braid.mdm.v1.PGSet
@@ -5019,53 +5104,54 @@ var file_mdm_proto_goTypes = []any{
 	(*ListVolumesRequest)(nil),     // 17: braid.mdm.v1.ListVolumesRequest
 	(*ListVolumesResponse)(nil),    // 18: braid.mdm.v1.ListVolumesResponse
 	(*ResizeVolumeRequest)(nil),    // 19: braid.mdm.v1.ResizeVolumeRequest
-	(*DeleteVolumeRequest)(nil),    // 20: braid.mdm.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),   // 21: braid.mdm.v1.DeleteVolumeResponse
-	(*AttachRequest)(nil),          // 22: braid.mdm.v1.AttachRequest
-	(*AttachResponse)(nil),         // 23: braid.mdm.v1.AttachResponse
-	(*DeviceIncarnation)(nil),      // 24: braid.mdm.v1.DeviceIncarnation
-	(*BrokenCopy)(nil),             // 25: braid.mdm.v1.BrokenCopy
-	(*DetachRequest)(nil),          // 26: braid.mdm.v1.DetachRequest
-	(*DetachResponse)(nil),         // 27: braid.mdm.v1.DetachResponse
-	(*RenewSessionRequest)(nil),    // 28: braid.mdm.v1.RenewSessionRequest
-	(*SessionState)(nil),           // 29: braid.mdm.v1.SessionState
-	(*RenewSessionResponse)(nil),   // 30: braid.mdm.v1.RenewSessionResponse
-	(*DropReplicaRequest)(nil),     // 31: braid.mdm.v1.DropReplicaRequest
-	(*DropReplicaResponse)(nil),    // 32: braid.mdm.v1.DropReplicaResponse
-	(*ReportDeviceRequest)(nil),    // 33: braid.mdm.v1.ReportDeviceRequest
-	(*ReportDeviceResponse)(nil),   // 34: braid.mdm.v1.ReportDeviceResponse
-	(*ResyncReadyRequest)(nil),     // 35: braid.mdm.v1.ResyncReadyRequest
-	(*ReadyGroup)(nil),             // 36: braid.mdm.v1.ReadyGroup
-	(*ResyncReadyResponse)(nil),    // 37: braid.mdm.v1.ResyncReadyResponse
-	(*JoinInSyncRequest)(nil),      // 38: braid.mdm.v1.JoinInSyncRequest
-	(*JoinGroup)(nil),              // 39: braid.mdm.v1.JoinGroup
-	(*JoinInSyncResponse)(nil),     // 40: braid.mdm.v1.JoinInSyncResponse
-	(*StatusRequest)(nil),          // 41: braid.mdm.v1.StatusRequest
-	(*StatusResponse)(nil),         // 42: braid.mdm.v1.StatusResponse
-	(*Exposure)(nil),               // 43: braid.mdm.v1.Exposure
-	(*DeviceResync)(nil),           // 44: braid.mdm.v1.DeviceResync
-	(*ListServersRequest)(nil),     // 45: braid.mdm.v1.ListServersRequest
-	(*ListServersResponse)(nil),    // 46: braid.mdm.v1.ListServersResponse
-	(*ListDevicesRequest)(nil),     // 47: braid.mdm.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),    // 48: braid.mdm.v1.ListDevicesResponse
-	(*RemoveDeviceRequest)(nil),    // 49: braid.mdm.v1.RemoveDeviceRequest
-	(*RemoveDeviceResponse)(nil),   // 50: braid.mdm.v1.RemoveDeviceResponse
-	(*Fill)(nil),                   // 51: braid.mdm.v1.Fill
-	(*MovePlan)(nil),               // 52: braid.mdm.v1.MovePlan
-	(*PlanMovesRequest)(nil),       // 53: braid.mdm.v1.PlanMovesRequest
-	(*EvacuateRequest)(nil),        // 54: braid.mdm.v1.EvacuateRequest
-	(*MovesRequest)(nil),           // 55: braid.mdm.v1.MovesRequest
-	(*MovesResponse)(nil),          // 56: braid.mdm.v1.MovesResponse
-	(*SetMovesRequest)(nil),        // 57: braid.mdm.v1.SetMovesRequest
-	(*MaintainRequest)(nil),        // 58: braid.mdm.v1.MaintainRequest
-	(*MaintainResponse)(nil),       // 59: braid.mdm.v1.MaintainResponse
-	(*ScrubRequest)(nil),           // 60: braid.mdm.v1.ScrubRequest
-	(*ScrubStatusRequest)(nil),     // 61: braid.mdm.v1.ScrubStatusRequest
-	(*ScrubStatusResponse)(nil),    // 62: braid.mdm.v1.ScrubStatusResponse
-	(*DeviceScrub)(nil),            // 63: braid.mdm.v1.DeviceScrub
-	(*Event)(nil),                  // 64: braid.mdm.v1.Event
-	(*EventsRequest)(nil),          // 65: braid.mdm.v1.EventsRequest
-	nil,                            // 66: braid.mdm.v1.DeviceReport.VolumesEntry
+	(*RenameVolumeRequest)(nil),    // 20: braid.mdm.v1.RenameVolumeRequest
+	(*DeleteVolumeRequest)(nil),    // 21: braid.mdm.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),   // 22: braid.mdm.v1.DeleteVolumeResponse
+	(*AttachRequest)(nil),          // 23: braid.mdm.v1.AttachRequest
+	(*AttachResponse)(nil),         // 24: braid.mdm.v1.AttachResponse
+	(*DeviceIncarnation)(nil),      // 25: braid.mdm.v1.DeviceIncarnation
+	(*BrokenCopy)(nil),             // 26: braid.mdm.v1.BrokenCopy
+	(*DetachRequest)(nil),          // 27: braid.mdm.v1.DetachRequest
+	(*DetachResponse)(nil),         // 28: braid.mdm.v1.DetachResponse
+	(*RenewSessionRequest)(nil),    // 29: braid.mdm.v1.RenewSessionRequest
+	(*SessionState)(nil),           // 30: braid.mdm.v1.SessionState
+	(*RenewSessionResponse)(nil),   // 31: braid.mdm.v1.RenewSessionResponse
+	(*DropReplicaRequest)(nil),     // 32: braid.mdm.v1.DropReplicaRequest
+	(*DropReplicaResponse)(nil),    // 33: braid.mdm.v1.DropReplicaResponse
+	(*ReportDeviceRequest)(nil),    // 34: braid.mdm.v1.ReportDeviceRequest
+	(*ReportDeviceResponse)(nil),   // 35: braid.mdm.v1.ReportDeviceResponse
+	(*ResyncReadyRequest)(nil),     // 36: braid.mdm.v1.ResyncReadyRequest
+	(*ReadyGroup)(nil),             // 37: braid.mdm.v1.ReadyGroup
+	(*ResyncReadyResponse)(nil),    // 38: braid.mdm.v1.ResyncReadyResponse
+	(*JoinInSyncRequest)(nil),      // 39: braid.mdm.v1.JoinInSyncRequest
+	(*JoinGroup)(nil),              // 40: braid.mdm.v1.JoinGroup
+	(*JoinInSyncResponse)(nil),     // 41: braid.mdm.v1.JoinInSyncResponse
+	(*StatusRequest)(nil),          // 42: braid.mdm.v1.StatusRequest
+	(*StatusResponse)(nil),         // 43: braid.mdm.v1.StatusResponse
+	(*Exposure)(nil),               // 44: braid.mdm.v1.Exposure
+	(*DeviceResync)(nil),           // 45: braid.mdm.v1.DeviceResync
+	(*ListServersRequest)(nil),     // 46: braid.mdm.v1.ListServersRequest
+	(*ListServersResponse)(nil),    // 47: braid.mdm.v1.ListServersResponse
+	(*ListDevicesRequest)(nil),     // 48: braid.mdm.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),    // 49: braid.mdm.v1.ListDevicesResponse
+	(*RemoveDeviceRequest)(nil),    // 50: braid.mdm.v1.RemoveDeviceRequest
+	(*RemoveDeviceResponse)(nil),   // 51: braid.mdm.v1.RemoveDeviceResponse
+	(*Fill)(nil),                   // 52: braid.mdm.v1.Fill
+	(*MovePlan)(nil),               // 53: braid.mdm.v1.MovePlan
+	(*PlanMovesRequest)(nil),       // 54: braid.mdm.v1.PlanMovesRequest
+	(*EvacuateRequest)(nil),        // 55: braid.mdm.v1.EvacuateRequest
+	(*MovesRequest)(nil),           // 56: braid.mdm.v1.MovesRequest
+	(*MovesResponse)(nil),          // 57: braid.mdm.v1.MovesResponse
+	(*SetMovesRequest)(nil),        // 58: braid.mdm.v1.SetMovesRequest
+	(*MaintainRequest)(nil),        // 59: braid.mdm.v1.MaintainRequest
+	(*MaintainResponse)(nil),       // 60: braid.mdm.v1.MaintainResponse
+	(*ScrubRequest)(nil),           // 61: braid.mdm.v1.ScrubRequest
+	(*ScrubStatusRequest)(nil),     // 62: braid.mdm.v1.ScrubStatusRequest
+	(*ScrubStatusResponse)(nil),    // 63: braid.mdm.v1.ScrubStatusResponse
+	(*DeviceScrub)(nil),            // 64: braid.mdm.v1.DeviceScrub
+	(*Event)(nil),                  // 65: braid.mdm.v1.Event
+	(*EventsRequest)(nil),          // 66: braid.mdm.v1.EventsRequest
+	nil,                            // 67: braid.mdm.v1.DeviceReport.VolumesEntry
 }
 var file_mdm_proto_depIdxs = []int32{
 	0,  // 0: braid.mdm.v1.MapDelta.devices:type_name -> braid.mdm.v1.Device
@@ -5073,7 +5159,7 @@ var file_mdm_proto_depIdxs = []int32{
 	2,  // 2: braid.mdm.v1.MapDelta.pgs:type_name -> braid.mdm.v1.PG
 	3,  // 3: braid.mdm.v1.MapDelta.volumes:type_name -> braid.mdm.v1.Volume
 	7,  // 4: braid.mdm.v1.RegisterServerRequest.devices:type_name -> braid.mdm.v1.DeviceReport
-	66, // 5: braid.mdm.v1.DeviceReport.volumes:type_name -> braid.mdm.v1.DeviceReport.VolumesEntry
+	67, // 5: braid.mdm.v1.DeviceReport.volumes:type_name -> braid.mdm.v1.DeviceReport.VolumesEntry
 	8,  // 6: braid.mdm.v1.DeviceReport.resync:type_name -> braid.mdm.v1.ResyncReport
 	9,  // 7: braid.mdm.v1.DeviceReport.scrub:type_name -> braid.mdm.v1.ScrubReport
 	7,  // 8: braid.mdm.v1.RenewServerRequest.devices:type_name -> braid.mdm.v1.DeviceReport
@@ -5082,19 +5168,19 @@ var file_mdm_proto_depIdxs = []int32{
 	3,  // 11: braid.mdm.v1.ListVolumesResponse.volumes:type_name -> braid.mdm.v1.Volume
 	3,  // 12: braid.mdm.v1.AttachResponse.volume:type_name -> braid.mdm.v1.Volume
 	5,  // 13: braid.mdm.v1.AttachResponse.map:type_name -> braid.mdm.v1.MapDelta
-	24, // 14: braid.mdm.v1.AttachResponse.previous:type_name -> braid.mdm.v1.DeviceIncarnation
-	25, // 15: braid.mdm.v1.AttachResponse.broken:type_name -> braid.mdm.v1.BrokenCopy
-	29, // 16: braid.mdm.v1.RenewSessionRequest.sessions:type_name -> braid.mdm.v1.SessionState
-	24, // 17: braid.mdm.v1.ReadyGroup.sources:type_name -> braid.mdm.v1.DeviceIncarnation
-	36, // 18: braid.mdm.v1.ResyncReadyResponse.groups:type_name -> braid.mdm.v1.ReadyGroup
-	39, // 19: braid.mdm.v1.JoinInSyncRequest.groups:type_name -> braid.mdm.v1.JoinGroup
-	43, // 20: braid.mdm.v1.StatusResponse.exposures:type_name -> braid.mdm.v1.Exposure
-	44, // 21: braid.mdm.v1.StatusResponse.resyncs:type_name -> braid.mdm.v1.DeviceResync
+	25, // 14: braid.mdm.v1.AttachResponse.previous:type_name -> braid.mdm.v1.DeviceIncarnation
+	26, // 15: braid.mdm.v1.AttachResponse.broken:type_name -> braid.mdm.v1.BrokenCopy
+	30, // 16: braid.mdm.v1.RenewSessionRequest.sessions:type_name -> braid.mdm.v1.SessionState
+	25, // 17: braid.mdm.v1.ReadyGroup.sources:type_name -> braid.mdm.v1.DeviceIncarnation
+	37, // 18: braid.mdm.v1.ResyncReadyResponse.groups:type_name -> braid.mdm.v1.ReadyGroup
+	40, // 19: braid.mdm.v1.JoinInSyncRequest.groups:type_name -> braid.mdm.v1.JoinGroup
+	44, // 20: braid.mdm.v1.StatusResponse.exposures:type_name -> braid.mdm.v1.Exposure
+	45, // 21: braid.mdm.v1.StatusResponse.resyncs:type_name -> braid.mdm.v1.DeviceResync
 	8,  // 22: braid.mdm.v1.DeviceResync.report:type_name -> braid.mdm.v1.ResyncReport
 	4,  // 23: braid.mdm.v1.ListServersResponse.servers:type_name -> braid.mdm.v1.Server
 	0,  // 24: braid.mdm.v1.ListDevicesResponse.devices:type_name -> braid.mdm.v1.Device
-	51, // 25: braid.mdm.v1.MovePlan.fill:type_name -> braid.mdm.v1.Fill
-	63, // 26: braid.mdm.v1.ScrubStatusResponse.devices:type_name -> braid.mdm.v1.DeviceScrub
+	52, // 25: braid.mdm.v1.MovePlan.fill:type_name -> braid.mdm.v1.Fill
+	64, // 26: braid.mdm.v1.ScrubStatusResponse.devices:type_name -> braid.mdm.v1.DeviceScrub
 	9,  // 27: braid.mdm.v1.DeviceScrub.report:type_name -> braid.mdm.v1.ScrubReport
 	6,  // 28: braid.mdm.v1.Mdm.RegisterServer:input_type -> braid.mdm.v1.RegisterServerRequest
 	12, // 29: braid.mdm.v1.Mdm.RenewServer:input_type -> braid.mdm.v1.RenewServerRequest
@@ -5102,54 +5188,56 @@ var file_mdm_proto_depIdxs = []int32{
 	15, // 31: braid.mdm.v1.Mdm.CreateVolume:input_type -> braid.mdm.v1.CreateVolumeRequest
 	17, // 32: braid.mdm.v1.Mdm.ListVolumes:input_type -> braid.mdm.v1.ListVolumesRequest
 	19, // 33: braid.mdm.v1.Mdm.ResizeVolume:input_type -> braid.mdm.v1.ResizeVolumeRequest
-	20, // 34: braid.mdm.v1.Mdm.DeleteVolume:input_type -> braid.mdm.v1.DeleteVolumeRequest
-	22, // 35: braid.mdm.v1.Mdm.Attach:input_type -> braid.mdm.v1.AttachRequest
-	26, // 36: braid.mdm.v1.Mdm.Detach:input_type -> braid.mdm.v1.DetachRequest
-	28, // 37: braid.mdm.v1.Mdm.RenewSession:input_type -> braid.mdm.v1.RenewSessionRequest
-	31, // 38: braid.mdm.v1.Mdm.DropReplica:input_type -> braid.mdm.v1.DropReplicaRequest
-	33, // 39: braid.mdm.v1.Mdm.ReportDevice:input_type -> braid.mdm.v1.ReportDeviceRequest
-	35, // 40: braid.mdm.v1.Mdm.ResyncReady:input_type -> braid.mdm.v1.ResyncReadyRequest
-	38, // 41: braid.mdm.v1.Mdm.JoinInSync:input_type -> braid.mdm.v1.JoinInSyncRequest
-	41, // 42: braid.mdm.v1.Mdm.Status:input_type -> braid.mdm.v1.StatusRequest
-	45, // 43: braid.mdm.v1.Mdm.ListServers:input_type -> braid.mdm.v1.ListServersRequest
-	47, // 44: braid.mdm.v1.Mdm.ListDevices:input_type -> braid.mdm.v1.ListDevicesRequest
-	49, // 45: braid.mdm.v1.Mdm.RemoveDevice:input_type -> braid.mdm.v1.RemoveDeviceRequest
-	53, // 46: braid.mdm.v1.Mdm.PlanMoves:input_type -> braid.mdm.v1.PlanMovesRequest
-	54, // 47: braid.mdm.v1.Mdm.Evacuate:input_type -> braid.mdm.v1.EvacuateRequest
-	55, // 48: braid.mdm.v1.Mdm.Moves:input_type -> braid.mdm.v1.MovesRequest
-	57, // 49: braid.mdm.v1.Mdm.SetMoves:input_type -> braid.mdm.v1.SetMovesRequest
-	58, // 50: braid.mdm.v1.Mdm.Maintain:input_type -> braid.mdm.v1.MaintainRequest
-	60, // 51: braid.mdm.v1.Mdm.Scrub:input_type -> braid.mdm.v1.ScrubRequest
-	61, // 52: braid.mdm.v1.Mdm.ScrubStatus:input_type -> braid.mdm.v1.ScrubStatusRequest
-	65, // 53: braid.mdm.v1.Mdm.Events:input_type -> braid.mdm.v1.EventsRequest
-	11, // 54: braid.mdm.v1.Mdm.RegisterServer:output_type -> braid.mdm.v1.RegisterServerResponse
-	13, // 55: braid.mdm.v1.Mdm.RenewServer:output_type -> braid.mdm.v1.RenewServerResponse
-	5,  // 56: braid.mdm.v1.Mdm.WatchMap:output_type -> braid.mdm.v1.MapDelta
-	16, // 57: braid.mdm.v1.Mdm.CreateVolume:output_type -> braid.mdm.v1.VolumeResponse
-	18, // 58: braid.mdm.v1.Mdm.ListVolumes:output_type -> braid.mdm.v1.ListVolumesResponse
-	16, // 59: braid.mdm.v1.Mdm.ResizeVolume:output_type -> braid.mdm.v1.VolumeResponse
-	21, // 60: braid.mdm.v1.Mdm.DeleteVolume:output_type -> braid.mdm.v1.DeleteVolumeResponse
-	23, // 61: braid.mdm.v1.Mdm.Attach:output_type -> braid.mdm.v1.AttachResponse
-	27, // 62: braid.mdm.v1.Mdm.Detach:output_type -> braid.mdm.v1.DetachResponse
-	30, // 63: braid.mdm.v1.Mdm.RenewSession:output_type -> braid.mdm.v1.RenewSessionResponse
-	32, // 64: braid.mdm.v1.Mdm.DropReplica:output_type -> braid.mdm.v1.DropReplicaResponse
-	34, // 65: braid.mdm.v1.Mdm.ReportDevice:output_type -> braid.mdm.v1.ReportDeviceResponse
-	37, // 66: braid.mdm.v1.Mdm.ResyncReady:output_type -> braid.mdm.v1.ResyncReadyResponse
-	40, // 67: braid.mdm.v1.Mdm.JoinInSync:output_type -> braid.mdm.v1.JoinInSyncResponse
-	42, // 68: braid.mdm.v1.Mdm.Status:output_type -> braid.mdm.v1.StatusResponse
-	46, // 69: braid.mdm.v1.Mdm.ListServers:output_type -> braid.mdm.v1.ListServersResponse
-	48, // 70: braid.mdm.v1.Mdm.ListDevices:output_type -> braid.mdm.v1.ListDevicesResponse
-	50, // 71: braid.mdm.v1.Mdm.RemoveDevice:output_type -> braid.mdm.v1.RemoveDeviceResponse
-	52, // 72: braid.mdm.v1.Mdm.PlanMoves:output_type -> braid.mdm.v1.MovePlan
-	52, // 73: braid.mdm.v1.Mdm.Evacuate:output_type -> braid.mdm.v1.MovePlan
-	56, // 74: braid.mdm.v1.Mdm.Moves:output_type -> braid.mdm.v1.MovesResponse
-	56, // 75: braid.mdm.v1.Mdm.SetMoves:output_type -> braid.mdm.v1.MovesResponse
-	59, // 76: braid.mdm.v1.Mdm.Maintain:output_type -> braid.mdm.v1.MaintainResponse
-	62, // 77: braid.mdm.v1.Mdm.Scrub:output_type -> braid.mdm.v1.ScrubStatusResponse
-	62, // 78: braid.mdm.v1.Mdm.ScrubStatus:output_type -> braid.mdm.v1.ScrubStatusResponse
-	64, // 79: braid.mdm.v1.Mdm.Events:output_type -> braid.mdm.v1.Event
-	54, // [54:80] is the sub-list for method output_type
-	28, // [28:54] is the sub-list for method input_type
+	20, // 34: braid.mdm.v1.Mdm.RenameVolume:input_type -> braid.mdm.v1.RenameVolumeRequest
+	21, // 35: braid.mdm.v1.Mdm.DeleteVolume:input_type -> braid.mdm.v1.DeleteVolumeRequest
+	23, // 36: braid.mdm.v1.Mdm.Attach:input_type -> braid.mdm.v1.AttachRequest
+	27, // 37: braid.mdm.v1.Mdm.Detach:input_type -> braid.mdm.v1.DetachRequest
+	29, // 38: braid.mdm.v1.Mdm.RenewSession:input_type -> braid.mdm.v1.RenewSessionRequest
+	32, // 39: braid.mdm.v1.Mdm.DropReplica:input_type -> braid.mdm.v1.DropReplicaRequest
+	34, // 40: braid.mdm.v1.Mdm.ReportDevice:input_type -> braid.mdm.v1.ReportDeviceRequest
+	36, // 41: braid.mdm.v1.Mdm.ResyncReady:input_type -> braid.mdm.v1.ResyncReadyRequest
+	39, // 42: braid.mdm.v1.Mdm.JoinInSync:input_type -> braid.mdm.v1.JoinInSyncRequest
+	42, // 43: braid.mdm.v1.Mdm.Status:input_type -> braid.mdm.v1.StatusRequest
+	46, // 44: braid.mdm.v1.Mdm.ListServers:input_type -> braid.mdm.v1.ListServersRequest
+	48, // 45: braid.mdm.v1.Mdm.ListDevices:input_type -> braid.mdm.v1.ListDevicesRequest
+	50, // 46: braid.mdm.v1.Mdm.RemoveDevice:input_type -> braid.mdm.v1.RemoveDeviceRequest
+	54, // 47: braid.mdm.v1.Mdm.PlanMoves:input_type -> braid.mdm.v1.PlanMovesRequest
+	55, // 48: braid.mdm.v1.Mdm.Evacuate:input_type -> braid.mdm.v1.EvacuateRequest
+	56, // 49: braid.mdm.v1.Mdm.Moves:input_type -> braid.mdm.v1.MovesRequest
+	58, // 50: braid.mdm.v1.Mdm.SetMoves:input_type -> braid.mdm.v1.SetMovesRequest
+	59, // 51: braid.mdm.v1.Mdm.Maintain:input_type -> braid.mdm.v1.MaintainRequest
+	61, // 52: braid.mdm.v1.Mdm.Scrub:input_type -> braid.mdm.v1.ScrubRequest
+	62, // 53: braid.mdm.v1.Mdm.ScrubStatus:input_type -> braid.mdm.v1.ScrubStatusRequest
+	66, // 54: braid.mdm.v1.Mdm.Events:input_type -> braid.mdm.v1.EventsRequest
+	11, // 55: braid.mdm.v1.Mdm.RegisterServer:output_type -> braid.mdm.v1.RegisterServerResponse
+	13, // 56: braid.mdm.v1.Mdm.RenewServer:output_type -> braid.mdm.v1.RenewServerResponse
+	5,  // 57: braid.mdm.v1.Mdm.WatchMap:output_type -> braid.mdm.v1.MapDelta
+	16, // 58: braid.mdm.v1.Mdm.CreateVolume:output_type -> braid.mdm.v1.VolumeResponse
+	18, // 59: braid.mdm.v1.Mdm.ListVolumes:output_type -> braid.mdm.v1.ListVolumesResponse
+	16, // 60: braid.mdm.v1.Mdm.ResizeVolume:output_type -> braid.mdm.v1.VolumeResponse
+	16, // 61: braid.mdm.v1.Mdm.RenameVolume:output_type -> braid.mdm.v1.VolumeResponse
+	22, // 62: braid.mdm.v1.Mdm.DeleteVolume:output_type -> braid.mdm.v1.DeleteVolumeResponse
+	24, // 63: braid.mdm.v1.Mdm.Attach:output_type -> braid.mdm.v1.AttachResponse
+	28, // 64: braid.mdm.v1.Mdm.Detach:output_type -> braid.mdm.v1.DetachResponse
+	31, // 65: braid.mdm.v1.Mdm.RenewSession:output_type -> braid.mdm.v1.RenewSessionResponse
+	33, // 66: braid.mdm.v1.Mdm.DropReplica:output_type -> braid.mdm.v1.DropReplicaResponse
+	35, // 67: braid.mdm.v1.Mdm.ReportDevice:output_type -> braid.mdm.v1.ReportDeviceResponse
+	38, // 68: braid.mdm.v1.Mdm.ResyncReady:output_type -> braid.mdm.v1.ResyncReadyResponse
+	41, // 69: braid.mdm.v1.Mdm.JoinInSync:output_type -> braid.mdm.v1.JoinInSyncResponse
+	43, // 70: braid.mdm.v1.Mdm.Status:output_type -> braid.mdm.v1.StatusResponse
+	47, // 71: braid.mdm.v1.Mdm.ListServers:output_type -> braid.mdm.v1.ListServersResponse
+	49, // 72: braid.mdm.v1.Mdm.ListDevices:output_type -> braid.mdm.v1.ListDevicesResponse
+	51, // 73: braid.mdm.v1.Mdm.RemoveDevice:output_type -> braid.mdm.v1.RemoveDeviceResponse
+	53, // 74: braid.mdm.v1.Mdm.PlanMoves:output_type -> braid.mdm.v1.MovePlan
+	53, // 75: braid.mdm.v1.Mdm.Evacuate:output_type -> braid.mdm.v1.MovePlan
+	57, // 76: braid.mdm.v1.Mdm.Moves:output_type -> braid.mdm.v1.MovesResponse
+	57, // 77: braid.mdm.v1.Mdm.SetMoves:output_type -> braid.mdm.v1.MovesResponse
+	60, // 78: braid.mdm.v1.Mdm.Maintain:output_type -> braid.mdm.v1.MaintainResponse
+	63, // 79: braid.mdm.v1.Mdm.Scrub:output_type -> braid.mdm.v1.ScrubStatusResponse
+	63, // 80: braid.mdm.v1.Mdm.ScrubStatus:output_type -> braid.mdm.v1.ScrubStatusResponse
+	65, // 81: braid.mdm.v1.Mdm.Events:output_type -> braid.mdm.v1.Event
+	55, // [55:82] is the sub-list for method output_type
+	28, // [28:55] is the sub-list for method input_type
 	28, // [28:28] is the sub-list for extension type_name
 	28, // [28:28] is the sub-list for extension extendee
 	0,  // [0:28] is the sub-list for field type_name
@@ -5160,14 +5248,14 @@ func file_mdm_proto_init() {
 	if File_mdm_proto != nil {
 		return
 	}
-	file_mdm_proto_msgTypes[57].OneofWrappers = []any{}
+	file_mdm_proto_msgTypes[58].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mdm_proto_rawDesc), len(file_mdm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   67,
+			NumMessages:   68,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -131,13 +131,20 @@ func (v VolumeSpec) withDefaults() VolumeSpec {
 	return v
 }
 
-func (v VolumeSpec) check() error {
-	if len(v.Name) == 0 || len(v.Name) > maxNameLength || strings.Trim(v.Name, ".") == "" ||
-		strings.Trim(v.Name, "abcdefghijklmnopqrstuvwxyz0123456789._-") != "" {
-		return refuse(ErrInvalid, "create volume %s: a name has 1 to %d of the characters a-z 0-9 . _ "+
-			"- and is not only dots", v.Name, maxNameLength)
+func checkName(op, name string) error {
+	if len(name) == 0 || len(name) > maxNameLength || strings.Trim(name, ".") == "" ||
+		strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789._-") != "" {
+		return refuse(ErrInvalid, "%sa name has 1 to %d of the characters a-z 0-9 . _ - and is not only dots, "+
+			"which %q does not fit", op, maxNameLength, name)
 	}
+	return nil
+}
+
+func (v VolumeSpec) check() error {
 	op := "create volume " + v.Name + ": "
+	if err := checkName(op, v.Name); err != nil {
+		return err
+	}
 	if err := checkSize(op, v.Size); err != nil {
 		return err
 	}

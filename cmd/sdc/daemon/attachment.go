@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"braid/cluster"
 	"braid/mdm/client"
 	"braid/nbd"
 	"braid/nbd/kernel"
@@ -95,8 +96,12 @@ func (a *attachment) open(ctx context.Context, opener Opener, r AttachRequest, g
 	}
 	a.loop = a.host.Take()
 	var err error
+	var id cluster.VolumeID
+	if a.resumed != nil {
+		id = a.resumed.ID
+	}
 	a.volume, err = a.openVolume(ctx, opener, OpenRequest{
-		Volume: r.Volume, Force: r.Force && a.resumed == nil, ReadOnly: r.ReadOnly,
+		Volume: r.Volume, ID: id, Force: r.Force && a.resumed == nil, ReadOnly: r.ReadOnly,
 		GuestAlive: a.resumed != nil, Loop: a.loop, Pool: a.host.Pool,
 		Resized: a.resized, Lost: a.lost,
 	})
@@ -117,8 +122,12 @@ func (a *attachment) open(ctx context.Context, opener Opener, r AttachRequest, g
 			return errors.Join(err, closeErr)
 		}
 	}
+	name := a.volume.Name()
+	if a.resumed != nil {
+		name = r.Volume // it may have been renamed since; the kernel's device was not
+	}
 	device, err := a.kernel.attach(ctx, a.port, kernel.Options{
-		Device: a.path, Volume: a.volume.Name(), Connections: r.Connections, Timeout: r.Timeout,
+		Device: a.path, Volume: name, Connections: r.Connections, Timeout: r.Timeout,
 		DeadTimeout: r.DeadTimeout, ReadOnly: r.ReadOnly, Ioctl: r.Ioctl,
 		TakeOver: a.resumed != nil,
 		Report:   func(text string) { a.log.Warn(text) },

@@ -245,7 +245,7 @@ func (d *Daemon) attach(ctx context.Context, r AttachRequest) (*attachment, erro
 	if a != nil && err != nil && a.resumed != nil {
 		select {
 		case <-a.opened:
-			if r.Volume == "" || r.Volume == a.volume.Name() {
+			if r.Volume == "" || r.Volume == a.volume.Name() || r.Volume == a.resumed.Attach.Volume {
 				return a, nil
 			}
 		case <-a.ended:
@@ -309,8 +309,10 @@ func (d *Daemon) open(ctx context.Context, a *attachment, r AttachRequest) error
 		d.o.Log.Warn("attach failed", "device", a.path, "volume", r.Volume, "error", err)
 		return err
 	}
-	r.Device, r.Volume = a.path, a.volume.Name()
-	s := saved{Attach: r, Client: hex.EncodeToString(d.id[:]), Generation: a.volume.Generation()}
+	if r.Device = a.path; a.resumed == nil {
+		r.Volume = a.volume.Name()
+	}
+	s := saved{Attach: r, ID: a.volume.ID(), Client: hex.EncodeToString(d.id[:]), Generation: a.volume.Generation()}
 	if err := s.save(d.o.Dir, a.index); err != nil {
 		d.o.Log.Warn("a daemon that follows this one could not go on", "device", a.path, "error", err)
 	}

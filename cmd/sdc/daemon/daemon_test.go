@@ -111,12 +111,14 @@ func (d *fakeDevice) Reconnects() int { return 0 }
 type fakeVolume struct {
 	*memdev.Device
 	name     string
+	id       cluster.VolumeID
 	gen      cluster.Generation
 	request  OpenRequest
 	detached error
 }
 
 func (v *fakeVolume) Name() string                   { return v.name }
+func (v *fakeVolume) ID() cluster.VolumeID           { return v.id }
 func (v *fakeVolume) Generation() cluster.Generation { return v.gen }
 func (v *fakeVolume) Detach(context.Context) error   { return v.detached }
 func (v *fakeVolume) Waiting() []stripe.Wait {
@@ -130,6 +132,7 @@ type fakeCluster struct {
 	gen     cluster.Generation
 	err     error
 	errOnce error
+	renamed string // what the volume is called by now
 }
 
 func (c *fakeCluster) Open(_ context.Context, r OpenRequest) (Volume, error) {
@@ -142,11 +145,15 @@ func (c *fakeCluster) Open(_ context.Context, r OpenRequest) (Volume, error) {
 	if c.err != nil {
 		return nil, c.err
 	}
-	if r.Volume == "" {
-		r.Volume = "only"
+	name := r.Volume
+	if name == "" {
+		name = "only"
+	}
+	if c.renamed != "" {
+		name = c.renamed
 	}
 	c.gen++
-	v := &fakeVolume{Device: memdev.New(r.Loop, memdev.Options{Size: 4 << 20}), name: r.Volume, gen: c.gen,
+	v := &fakeVolume{Device: memdev.New(r.Loop, memdev.Options{Size: 4 << 20}), name: name, id: r.ID, gen: c.gen,
 		request: r}
 	c.opened = append(c.opened, v)
 	return v, nil
@@ -394,27 +401,29 @@ func TestSecondDaemon(t *testing.T) {
 
 // After a crash the next daemon goes on with the kernel's device, once the
 // metadata managers answer, in the same session; unless somebody else had the
-// volume since.
+// volume since. The volume may have been renamed: it is known by number, and the
+// kernel's device by the old name.
 func TestResume(t *testing.T) {
 	for name, c := range map[string]struct {
 		gen     cluster.Generation // of the session before the resume
 		resumes bool
-	}{"same": {5, true}, "attached elsewhere since": {7, false}} {
+		renamed string
+	}{"same": {5, true, ""}, "attached elsewhere since": {7, false, ""}, "renamed": {5, true, "store"}} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
 			s := saved{Attach: AttachRequest{Device: "/dev/nbd3", Volume: "db", Force: true, Connections: 2},
-				Generation: 5}
+				ID: 8, Generation: 5}
 			if err := s.save(b.dir, 3); err != nil {
 				t.Fatal(err)
 			}
 			b.kernel.orphans = []kernel.Connected{{Index: 3, Path: "/dev/nbd3", Volume: "db"},
 				{Index: 4, Path: "/dev/nbd4", Volume: "unknown"}}
-			b.cluster.gen = c.gen
+			b.cluster.gen, b.cluster.renamed = c.gen, c.renamed
 			b.cluster.errOnce = client.ErrUnreachable
 			b.start(true)
 			a, err := b.client.Attach(t.Context(), AttachRequest{Device: "/dev/nbd3", Volume: "db"})
 			r := b.cluster.last().request
-			if !r.GuestAlive || r.Force {
+			if !r.GuestAlive || r.Force || r.ID != 8 {
 				t.Errorf("opened with %+v", r)
 			}
 			if !c.resumes {
@@ -422,11 +431,14 @@ func TestResume(t *testing.T) {
 				b.awaitEnd()
 				return
 			}
-			if err != nil || a.Volume != "db" {
+			if err != nil || a.Volume != b.cluster.last().name {
 				t.Fatalf("%+v, %v", a, err)
 			}
-			if o := b.kernel.get("/dev/nbd3").o; !o.TakeOver || o.Connections != 2 {
+			if o := b.kernel.get("/dev/nbd3").o; !o.TakeOver || o.Connections != 2 || o.Volume != "db" {
 				t.Errorf("taken over with %+v", o)
+			}
+			if s, err := load(b.dir, 3); err != nil || s.ID != 8 || s.Attach.Volume != "db" || s.Generation != 6 {
+				t.Errorf("the next daemon would find %+v, %v", s, err)
 			}
 			if _, err := b.client.Detach(t.Context(), DetachRequest{Device: "nbd3"}); err != nil {
 				t.Error(err)

@@ -24,7 +24,10 @@ import (
 // a kernel device after a crash. It lies in RUN/nbdN.json from the attach to the
 // detach. RUN does not survive a reboot, and neither does the kernel's device.
 type saved struct {
+	// Attach has the volume's name as it was at the attach, which is what the kernel
+	// knows the device by. ID says which volume it is: its name may be another's now.
 	Attach     AttachRequest      `json:"attach"`
+	ID         cluster.VolumeID   `json:"volume_id,omitempty"`
 	Client     string             `json:"client"` // the session's client id
 	Generation cluster.Generation `json:"generation"`
 }
@@ -162,7 +165,8 @@ func DetachOrphan(ctx context.Context, dir, device string, force bool) (DetachRe
 	if err == nil {
 		ctx, cancel := context.WithTimeout(ctx, orphanPatience)
 		defer cancel()
-		err = errors.Join(mdm.Detach(ctx, s.Attach.Volume, s.Client, s.Generation), mdm.Close())
+		err = errors.Join(mdm.Detach(ctx, client.Held{Volume: s.ID, Name: s.Attach.Volume, Client: s.Client,
+			Generation: s.Generation}), mdm.Close())
 	}
 	if err != nil {
 		reply.Warning += "; its session could not be ended, so the next attach needs --force: " + err.Error()

@@ -24,13 +24,15 @@ type Volume interface {
 	Name() string
 	Generation() cluster.Generation
 	// Detach flushes and ends the session; when ctx ends it gives up what waits.
+	ID() cluster.VolumeID // 0: it has none
 	Detach(ctx context.Context) error
 	Waiting() []stripe.Wait
 }
 
 // OpenRequest says which volume to attach, and how.
 type OpenRequest struct {
-	Volume     string // empty: the only one
+	Volume     string           // empty: the only one
+	ID         cluster.VolumeID // which, whatever it is called by now; 0: the name says it
 	Force      bool
 	ReadOnly   bool
 	GuestAlive bool
@@ -75,7 +77,7 @@ func NewCluster(addrs []string, id [16]byte) (*Cluster, error) {
 // Open attaches a volume of the cluster.
 func (c *Cluster) Open(ctx context.Context, r OpenRequest) (Volume, error) {
 	v, err := stripe.Attach(ctx, stripe.Config{
-		Mdm: c.mdm, Loop: r.Loop, Pool: r.Pool, Volume: r.Volume, ClientID: c.id, Host: c.host,
+		Mdm: c.mdm, Loop: r.Loop, Pool: r.Pool, Volume: r.Volume, ID: r.ID, ClientID: c.id, Host: c.host,
 		Force: r.Force, ReadOnly: r.ReadOnly, GuestAlive: r.GuestAlive,
 		Resized: r.Resized, Lost: r.Lost,
 	})
@@ -114,6 +116,7 @@ func (m Memory) Open(_ context.Context, r OpenRequest) (Volume, error) {
 func (Memory) Close() error { return nil }
 
 func (v *memoryVolume) Name() string                   { return v.name }
+func (v *memoryVolume) ID() cluster.VolumeID           { return 0 }
 func (v *memoryVolume) Generation() cluster.Generation { return 0 }
 func (v *memoryVolume) Detach(context.Context) error   { return nil }
 func (v *memoryVolume) Waiting() []stripe.Wait         { return nil }

@@ -40,11 +40,11 @@ func (m *mortal) ReportDevice(ctx context.Context, t client.DeviceTrouble) (clie
 	return m.Client.ReportDevice(ctx, t)
 }
 
-func (m *mortal) Detach(ctx context.Context, volume, id string, gen cluster.Generation) error {
+func (m *mortal) Detach(ctx context.Context, h client.Held) error {
 	if m.dead.Load() {
 		return errGone
 	}
-	return m.Client.Detach(ctx, volume, id, gen)
+	return m.Client.Detach(ctx, h)
 }
 
 // eachCopyAlone takes one server after the other away, so that the others' copies

@@ -50,6 +50,8 @@ const (
 	MdmListVolumesProcedure = "/braid.mdm.v1.Mdm/ListVolumes"
 	// MdmResizeVolumeProcedure is the fully-qualified name of the Mdm's ResizeVolume RPC.
 	MdmResizeVolumeProcedure = "/braid.mdm.v1.Mdm/ResizeVolume"
+	// MdmRenameVolumeProcedure is the fully-qualified name of the Mdm's RenameVolume RPC.
+	MdmRenameVolumeProcedure = "/braid.mdm.v1.Mdm/RenameVolume"
 	// MdmDeleteVolumeProcedure is the fully-qualified name of the Mdm's DeleteVolume RPC.
 	MdmDeleteVolumeProcedure = "/braid.mdm.v1.Mdm/DeleteVolume"
 	// MdmAttachProcedure is the fully-qualified name of the Mdm's Attach RPC.
@@ -100,6 +102,7 @@ type MdmClient interface {
 	CreateVolume(context.Context, *connect.Request[pb.CreateVolumeRequest]) (*connect.Response[pb.VolumeResponse], error)
 	ListVolumes(context.Context, *connect.Request[pb.ListVolumesRequest]) (*connect.Response[pb.ListVolumesResponse], error)
 	ResizeVolume(context.Context, *connect.Request[pb.ResizeVolumeRequest]) (*connect.Response[pb.VolumeResponse], error)
+	RenameVolume(context.Context, *connect.Request[pb.RenameVolumeRequest]) (*connect.Response[pb.VolumeResponse], error)
 	DeleteVolume(context.Context, *connect.Request[pb.DeleteVolumeRequest]) (*connect.Response[pb.DeleteVolumeResponse], error)
 	Attach(context.Context, *connect.Request[pb.AttachRequest]) (*connect.Response[pb.AttachResponse], error)
 	Detach(context.Context, *connect.Request[pb.DetachRequest]) (*connect.Response[pb.DetachResponse], error)
@@ -167,6 +170,12 @@ func NewMdmClient(httpClient connect.HTTPClient, baseURL string, opts ...connect
 			httpClient,
 			baseURL+MdmResizeVolumeProcedure,
 			connect.WithSchema(mdmMethods.ByName("ResizeVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		renameVolume: connect.NewClient[pb.RenameVolumeRequest, pb.VolumeResponse](
+			httpClient,
+			baseURL+MdmRenameVolumeProcedure,
+			connect.WithSchema(mdmMethods.ByName("RenameVolume")),
 			connect.WithClientOptions(opts...),
 		),
 		deleteVolume: connect.NewClient[pb.DeleteVolumeRequest, pb.DeleteVolumeResponse](
@@ -300,6 +309,7 @@ type mdmClient struct {
 	createVolume   *connect.Client[pb.CreateVolumeRequest, pb.VolumeResponse]
 	listVolumes    *connect.Client[pb.ListVolumesRequest, pb.ListVolumesResponse]
 	resizeVolume   *connect.Client[pb.ResizeVolumeRequest, pb.VolumeResponse]
+	renameVolume   *connect.Client[pb.RenameVolumeRequest, pb.VolumeResponse]
 	deleteVolume   *connect.Client[pb.DeleteVolumeRequest, pb.DeleteVolumeResponse]
 	attach         *connect.Client[pb.AttachRequest, pb.AttachResponse]
 	detach         *connect.Client[pb.DetachRequest, pb.DetachResponse]
@@ -350,6 +360,11 @@ func (c *mdmClient) ListVolumes(ctx context.Context, req *connect.Request[pb.Lis
 // ResizeVolume calls braid.mdm.v1.Mdm.ResizeVolume.
 func (c *mdmClient) ResizeVolume(ctx context.Context, req *connect.Request[pb.ResizeVolumeRequest]) (*connect.Response[pb.VolumeResponse], error) {
 	return c.resizeVolume.CallUnary(ctx, req)
+}
+
+// RenameVolume calls braid.mdm.v1.Mdm.RenameVolume.
+func (c *mdmClient) RenameVolume(ctx context.Context, req *connect.Request[pb.RenameVolumeRequest]) (*connect.Response[pb.VolumeResponse], error) {
+	return c.renameVolume.CallUnary(ctx, req)
 }
 
 // DeleteVolume calls braid.mdm.v1.Mdm.DeleteVolume.
@@ -460,6 +475,7 @@ type MdmHandler interface {
 	CreateVolume(context.Context, *connect.Request[pb.CreateVolumeRequest]) (*connect.Response[pb.VolumeResponse], error)
 	ListVolumes(context.Context, *connect.Request[pb.ListVolumesRequest]) (*connect.Response[pb.ListVolumesResponse], error)
 	ResizeVolume(context.Context, *connect.Request[pb.ResizeVolumeRequest]) (*connect.Response[pb.VolumeResponse], error)
+	RenameVolume(context.Context, *connect.Request[pb.RenameVolumeRequest]) (*connect.Response[pb.VolumeResponse], error)
 	DeleteVolume(context.Context, *connect.Request[pb.DeleteVolumeRequest]) (*connect.Response[pb.DeleteVolumeResponse], error)
 	Attach(context.Context, *connect.Request[pb.AttachRequest]) (*connect.Response[pb.AttachResponse], error)
 	Detach(context.Context, *connect.Request[pb.DetachRequest]) (*connect.Response[pb.DetachResponse], error)
@@ -523,6 +539,12 @@ func NewMdmHandler(svc MdmHandler, opts ...connect.HandlerOption) (string, http.
 		MdmResizeVolumeProcedure,
 		svc.ResizeVolume,
 		connect.WithSchema(mdmMethods.ByName("ResizeVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	mdmRenameVolumeHandler := connect.NewUnaryHandler(
+		MdmRenameVolumeProcedure,
+		svc.RenameVolume,
+		connect.WithSchema(mdmMethods.ByName("RenameVolume")),
 		connect.WithHandlerOptions(opts...),
 	)
 	mdmDeleteVolumeHandler := connect.NewUnaryHandler(
@@ -659,6 +681,8 @@ func NewMdmHandler(svc MdmHandler, opts ...connect.HandlerOption) (string, http.
 			mdmListVolumesHandler.ServeHTTP(w, r)
 		case MdmResizeVolumeProcedure:
 			mdmResizeVolumeHandler.ServeHTTP(w, r)
+		case MdmRenameVolumeProcedure:
+			mdmRenameVolumeHandler.ServeHTTP(w, r)
 		case MdmDeleteVolumeProcedure:
 			mdmDeleteVolumeHandler.ServeHTTP(w, r)
 		case MdmAttachProcedure:
@@ -730,6 +754,10 @@ func (UnimplementedMdmHandler) ListVolumes(context.Context, *connect.Request[pb.
 
 func (UnimplementedMdmHandler) ResizeVolume(context.Context, *connect.Request[pb.ResizeVolumeRequest]) (*connect.Response[pb.VolumeResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.ResizeVolume is not implemented"))
+}
+
+func (UnimplementedMdmHandler) RenameVolume(context.Context, *connect.Request[pb.RenameVolumeRequest]) (*connect.Response[pb.VolumeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.RenameVolume is not implemented"))
 }
 
 func (UnimplementedMdmHandler) DeleteVolume(context.Context, *connect.Request[pb.DeleteVolumeRequest]) (*connect.Response[pb.DeleteVolumeResponse], error) {
