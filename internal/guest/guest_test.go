@@ -127,7 +127,9 @@ func TestFileSystems(t *testing.T) {
 		limit: limit("1200", "3600")})
 }
 
-// Goal: PostgreSQL on a volume keeps its invariant.
+// Goal: PostgreSQL on a volume keeps its invariant, sees no error while a data server
+// and the client's daemon die, and has lost no acknowledged transaction when every
+// process has died at once.
 func TestPostgres(t *testing.T) {
 	run(t, story{script: "guest-tests/postgres.sh", kernel: "uml", memory: "3G",
 		limit: limit("1200", "3600")})
