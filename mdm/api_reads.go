@@ -50,6 +50,7 @@ func (a *api) Status(ctx context.Context, r *connect.Request[pb.StatusRequest],
 		resp.Pgs, resp.PgsDegraded = uint32(s.Groups), uint32(s.GroupsDegraded)
 		resp.PgsRebuilding = uint32(s.GroupsRebuilding)
 		a.putProgress(resp, st)
+		putSettings(resp, st)
 		for _, m := range st.Members() {
 			resp.Members = append(resp.Members, m.Name+" "+m.Addr)
 		}

@@ -20,16 +20,17 @@ import (
 
 // leader is one term of leadership. Changes go through it one at a time.
 type leader struct {
-	store  *store
-	guard  guard
-	now    func() time.Time
-	leases *leases
-	care   *care
-	mover  mover
-	health healthWatch
-	told   testimony
-	end    context.CancelFunc // ends the term
-	log    *slog.Logger
+	store     *store
+	guard     guard
+	now       func() time.Time
+	leases    *leases
+	care      *care
+	mover     mover
+	health    healthWatch
+	told      testimony
+	scrubLook time.Time          // the tick's: when it looked for scrubs that are due
+	end       context.CancelFunc // ends the term
+	log       *slog.Logger
 
 	// mu makes plan and commit one step. It is held across calls to etcd, which
 	// have a time limit.
@@ -189,7 +190,7 @@ func (l *leader) tick(ctx context.Context) error {
 		if held {
 			continue
 		}
-		if err := errors.Join(l.expire(ctx), l.tend(ctx), l.tellHealth(ctx)); err != nil {
+		if err := errors.Join(l.expire(ctx), l.tend(ctx), l.tellHealth(ctx), l.schedule(ctx)); err != nil {
 			// It passes: etcd may be without a quorum. The leases stay as they are
 			// and the next tick tries again.
 			l.log.Warn("leases that ran out could not be ended", "error", err)

@@ -3,6 +3,7 @@
 package mdm
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -126,7 +127,11 @@ func (a *api) Scrub(ctx context.Context, r *connect.Request[pb.ScrubRequest],
 		return nil, err
 	}
 	var devices []*cluster.Device
-	a.m.store.read(func(st *state.State) { devices, _ = st.Devices() })
+	rate := r.Msg.Rate
+	a.m.store.read(func(st *state.State) {
+		devices, _ = st.Devices()
+		rate = cmp.Or(rate, st.Settings().ScrubRate)
+	})
 	known := map[uint32]bool{}
 	var all []uint32
 	for _, d := range devices {
@@ -152,7 +157,7 @@ func (a *api) Scrub(ctx context.Context, r *connect.Request[pb.ScrubRequest],
 				"`scli device list` shows them", id))
 		}
 	}
-	l.leases.scrub(wanted, &pb.ScrubOrder{Rate: r.Msg.Rate, Stop: r.Msg.Stop, Volume: volume}, l.now())
+	l.leases.scrub(wanted, &pb.ScrubOrder{Rate: rate, Stop: r.Msg.Stop, Volume: volume}, l.now())
 	resp, err := a.ScrubStatus(ctx, connect.NewRequest(&pb.ScrubStatusRequest{}))
 	if err == nil {
 		resp.Msg.Ordered = wanted
@@ -186,6 +191,7 @@ func (l *leases) scrub(ids []uint32, o *pb.ScrubOrder, now time.Time) {
 		run := uint64(now.UnixNano())
 		if o.Stop {
 			run = max(l.reports[device].GetScrub().GetRun(), l.scrubs[device].GetRun())
+			l.rests[device] = now.Add(scrubRest)
 		}
 		l.scrubs[device] = &pb.ScrubOrder{Run: run, Rate: o.Rate, Stop: o.Stop, Volume: o.Volume}
 	}
@@ -200,25 +206,30 @@ func (a *api) ScrubStatus(ctx context.Context, _ *connect.Request[pb.ScrubStatus
 	}
 	resp := &pb.ScrubStatusResponse{}
 	var devices []*cluster.Device
+	var records []*state.Device
 	names := map[uint64]string{}
 	a.m.store.read(func(st *state.State) {
-		devices, _ = st.Devices()
+		devices, records = st.Devices()
 		for _, v := range st.Volumes() {
 			names[uint64(v.ID)] = v.Name
 		}
 	})
 	l.leases.mu.Lock()
 	defer l.leases.mu.Unlock()
-	for _, d := range devices {
+	for i, d := range devices {
 		r, order := l.leases.reports[d.ID], l.leases.scrubs[d.ID]
 		waiting := order.GetRun() > r.GetScrub().GetRun() && !order.GetStop()
 		volume := r.GetScrub().GetVolume()
 		if waiting {
 			volume = order.Volume
 		}
-		resp.Devices = append(resp.Devices, &pb.DeviceScrub{Device: uint32(d.ID), Name: d.Server + ":" + d.Path,
+		x := &pb.DeviceScrub{Device: uint32(d.ID), Name: d.Server + ":" + d.Path,
 			Waiting: waiting, Report: r.GetScrub(), Volume: names[volume],
-			RotFound: r.GetRotFound(), RotMended: r.GetRotMended()})
+			RotFound: r.GetRotFound(), RotMended: r.GetRotMended()}
+		if at := records[i].Scrubbed; !at.IsZero() {
+			x.ScrubbedMs = at.UnixMilli()
+		}
+		resp.Devices = append(resp.Devices, x)
 	}
 	return connect.NewResponse(resp), nil
 }

@@ -36,21 +36,22 @@ var errStopping = errors.New("server: the server is stopping")
 // device is one disk. It is opened with its backing and identity only; start,
 // once a cluster has claimed it, adds the store and the loop that owns it.
 type device struct {
-	path     string
-	uuid     cluster.UUID
-	backing  disk.Backing
-	id       store.Identity // constant once started
-	wasClean bool           // the last stop was
-	broken   error          // why it could not be started; guarded by Server.mu
-	engine   loop.Engine
-	log      *slog.Logger
-	touch    func([]byte)
-	poison   bool          // tests: freed buffers are overwritten
-	changed  func()        // tells the registrar that there is news; never blocks
-	onEnd    func(*device) // after a failure
-	manager  Manager
-	resync   resync.Config
-	tasks    sync.WaitGroup // goroutines of the resync
+	path       string
+	uuid       cluster.UUID
+	backing    disk.Backing
+	id         store.Identity // constant once started
+	wasClean   bool           // the last stop was
+	broken     error          // why it could not be started; guarded by Server.mu
+	engine     loop.Engine
+	log        *slog.Logger
+	touch      func([]byte)
+	poison     bool          // tests: freed buffers are overwritten
+	changed    func()        // tells the registrar that there is news; never blocks
+	onEnd      func(*device) // after a failure
+	manager    Manager
+	resync     resync.Config
+	resyncRate atomic.Uint64  // that the manager has set
+	tasks      sync.WaitGroup // goroutines of the resync
 
 	loop        *loop.Loop
 	pool        *buf.Pool

@@ -69,7 +69,8 @@ type fakeManager struct {
 	change   chan struct{} // closed and replaced when anything changes
 	left     bool
 	joins    int
-	generous bool // every device is listed in every group
+	generous bool   // every device is listed in every group
+	resyncs  uint64 // the rate that is set
 }
 
 func newFakeManager() *fakeManager {
@@ -132,7 +133,7 @@ func (m *fakeManager) Renew(_ context.Context, _ string, _ uint64, devices []cli
 	} else {
 		m.reports = devices
 	}
-	return client.Renewal{Known: true, Scrubs: m.scrubs}, nil
+	return client.Renewal{Known: true, Scrubs: m.scrubs, ResyncRate: m.resyncs}, nil
 }
 
 // publish makes the next map. The caller holds mu.

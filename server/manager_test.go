@@ -199,6 +199,28 @@ func TestDeletedVolumeIsFreed(t *testing.T) {
 	r.stop()
 }
 
+// Goal: the rate of resyncs that the manager has set reaches each device, and so does
+// its end.
+func TestResyncRateIsSet(t *testing.T) {
+	d := newMemDisk(testDiskSize)
+	format(t, d)
+	m := newFakeManager()
+	r := startRig(t, loop.Auto, m, d)
+	eventually(t, "the device serves", func() bool { return r.srv.devices[0].live.Load() })
+	for _, rate := range []uint64{9 << 20, 0} {
+		m.mu.Lock()
+		m.resyncs = rate
+		m.mu.Unlock()
+		eventually(t, "the device has heard", func() bool {
+			var now int64
+			dev := r.srv.devices[0]
+			dev.loop.Call(func() { now = dev.target.core.Limited() })
+			return now == int64(rate)
+		})
+	}
+	r.stop()
+}
+
 // Goal: every counter can be collected, before and after devices have started.
 func TestMetrics(t *testing.T) {
 	d := newMemDisk(testDiskSize)

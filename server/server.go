@@ -352,6 +352,15 @@ func (s *Server) scrub(orders []client.ScrubOrder) {
 	}
 }
 
+// limitResync bounds the rate at which each device compares and copies.
+func (s *Server) limitResync(rate uint64) {
+	for _, d := range s.devices {
+		if d.live.Load() && d.resyncRate.Swap(rate) != rate {
+			d.loop.Post(func() { d.target.core.Limit(int64(min(rate, 1<<62))) })
+		}
+	}
+}
+
 // Close stops cleanly: no new connections, what is in flight ends, the devices
 // are flushed and marked clean, the manager is told. When ctx ends first, what
 // is left is left: the next start recovers. Call it once.

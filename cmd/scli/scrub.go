@@ -31,6 +31,7 @@ type scrub struct {
 	Mended     uint64 `json:"mended"`
 	Unmended   uint64 `json:"unmended"`
 	Rate       uint64 `json:"rate"`
+	Scrubbed   string `json:"scrubbed"` // start of the newest over everything that ended; empty: never
 	// Since the server started, whoever found them.
 	RotFound  uint64 `json:"rot_found"`
 	RotMended uint64 `json:"rot_mended"`
@@ -41,6 +42,9 @@ func toScrub(d *pb.DeviceScrub) scrub {
 	out := scrub{Device: d.Device, Name: d.Name, Volume: d.Volume, State: r.GetState(), BytesDone: r.GetBytesDone(),
 		BytesTotal: r.GetBytesTotal(), Rotten: r.GetRotten(), Mended: r.GetMended(), Unmended: r.GetUnmended(),
 		Rate: r.GetRate(), RotFound: d.RotFound, RotMended: d.RotMended}
+	if d.ScrubbedMs != 0 {
+		out.Scrubbed = time.UnixMilli(d.ScrubbedMs).UTC().Format(time.RFC3339)
+	}
 	if r != nil {
 		out.Started = time.UnixMilli(r.StartedMs).UTC().Format(time.RFC3339)
 		if r.EndedMs != 0 {
@@ -74,10 +78,10 @@ func (a *app) showScrubs(s *pb.ScrubStatusResponse, only []uint32) error {
 		}
 		rows = append(rows, []string{fmt.Sprint(s.Device), s.Name, orDash(s.Volume), s.State, done,
 			fmt.Sprint(s.Rotten),
-			fmt.Sprint(s.Mended), fmt.Sprint(s.Unmended), s.Started})
+			fmt.Sprint(s.Mended), fmt.Sprint(s.Unmended), orDash(s.Started), orDash(s.Scrubbed)})
 	}
 	printTable(a.out, []string{">DEVICE", "PATH", "VOLUME", "STATE", "READ", ">ROTTEN", ">MENDED", ">NOT MENDED",
-		"STARTED"}, rows)
+		"STARTED", "LAST AS A WHOLE"}, rows)
 	return nil
 }
 
@@ -142,6 +146,10 @@ does not match again from another copy. With a volume, only its chunks are read,
 on all devices that hold copies of them. It goes on in the background, slower
 while clients are served; what is found is among the events, too.
 
+Devices are also scrubbed by themselves, every 14 days unless set otherwise
+(scli cluster set scrub-every=7d), one at a time in each fault set. One that is
+stopped does not begin again by itself for a day.
+
 With --wait it is waited for; then the exit code is 1 if something could not be
 mended.`,
 		Example: `  scli scrub --all
@@ -154,7 +162,7 @@ mended.`,
 	f.BoolVar(&all, "all", false, "all devices")
 	f.BoolVar(&stop, "stop", false, "end the scrub that is going on")
 	f.BoolVar(&wait, "wait", false, "wait for the end, and sum up")
-	f.StringVar(&rate, "rate", "", "bytes per second and device at most (default 64M)")
+	f.StringVar(&rate, "rate", "", "bytes per second and device at most (default: scrub-rate, or 64M)")
 	c.AddCommand(&cobra.Command{
 		Use:   "status",
 		Short: "Show how far scrubs have come and what they found",

@@ -37,6 +37,8 @@ type status struct {
 	Exposure    []exposure `json:"exposure"`
 	CatchUp     []catchUp  `json:"catch_up"`
 	Moves       *moves     `json:"moves"` // null: not known
+	Settings    settings   `json:"settings"`
+	Scrub       oldScrub   `json:"scrub"`
 	Serve       []serving  `json:"serve"`
 	Next        []string   `json:"next"` // what the operator should do, the most urgent first
 }
@@ -69,6 +71,12 @@ type catchUp struct {
 	Pace       uint64 `json:"pace"`         // bytes per second that would be allowed; 0: all that goes
 	Seconds    int64  `json:"seconds_left"` // -1: not known
 	Stuck      string `json:"stuck"`
+}
+
+// oldScrub is of the device that was scrubbed as a whole the longest ago.
+type oldScrub struct {
+	Device  uint32 `json:"device"`  // 0: there are no devices
+	Seconds int64  `json:"seconds"` // since its start; -1: never
 }
 
 // serving is what a server can do, and why.
@@ -147,6 +155,11 @@ func fromStatus(m *pb.StatusResponse, now time.Time) *status {
 	for _, text := range m.Members {
 		name, addr, _ := strings.Cut(text, " ")
 		s.Members = append(s.Members, member{name, addr})
+	}
+	s.Settings = toSettings(m.Settings)
+	s.Scrub = oldScrub{Device: m.ScrubDevice, Seconds: -1}
+	if m.ScrubbedMs != 0 {
+		s.Scrub.Seconds = max(int64(now.Sub(time.UnixMilli(m.ScrubbedMs)).Seconds()), 0)
 	}
 	s.progress(m, now)
 	return s
@@ -332,6 +345,23 @@ func (c *catchUp) text() string {
 	return t
 }
 
+// settings are those that explain what goes on.
+func (s *status) settings() (lines []string) {
+	if x := s.Settings.ScrubEveryMS; x > 0 && s.Scrub.Device != 0 {
+		last := "never yet"
+		if s.Scrub.Seconds >= 0 {
+			last = screen.Ago(time.Duration(s.Scrub.Seconds)*time.Second) + " ago"
+		}
+		lines = append(lines, fmt.Sprintf("each device is scrubbed every %s; device %d was %s, the others since",
+			often(x), s.Scrub.Device, last))
+	}
+	if x := s.Settings.ResyncRate; x > 0 {
+		lines = append(lines, fmt.Sprintf("resyncs go at %s a second and device at most (scli cluster set "+
+			"resync-rate=none)", size(x)))
+	}
+	return lines
+}
+
 // text is what people read, also at three in the morning.
 func (s *status) text() string {
 	pairs := [][2]string{{"health", s.Health}}
@@ -376,6 +406,7 @@ func (s *status) text() string {
 		percent(s.Used, s.Capacity)))
 	add("volumes", fmt.Sprintf("%d, %d attached", s.Volumes, s.Attached))
 	add("groups", fmt.Sprintf("%d, %d degraded", s.PGs, s.PGsDegraded))
+	add("settings", s.settings()...)
 	add("metadata", strings.Join(names, ", "))
 	add("cluster", fmt.Sprintf("%s, map version %d", s.Cluster, s.MapVersion))
 	var b strings.Builder

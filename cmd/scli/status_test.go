@@ -40,7 +40,9 @@ func golden(t *testing.T, name, got string) {
 func aStatus(health string, m moves) (*status, []*pb.Server, []*pb.Device) {
 	s := fromStatus(&pb.StatusResponse{Health: health, Servers: 3, ServersUp: 3, Devices: 3, DevicesUp: 3,
 		Capacity: 30 << 30, Used: 6 << 30, Volumes: 2, Attached: 1, Pgs: 256, MapVersion: 40,
-		Leader: "10.0.0.1:7400", Members: []string{"a 10.0.0.1:7400", "b 10.0.0.2:7400"}}, time.Unix(0, 0))
+		Leader: "10.0.0.1:7400", Members: []string{"a 10.0.0.1:7400", "b 10.0.0.2:7400"},
+		Settings: &pb.Settings{ScrubEveryMs: uint64((14 * day).Milliseconds())}, ScrubDevice: 2, ScrubbedMs: 1},
+		time.UnixMilli(1).Add(9*day+5*time.Hour))
 	s.Moves = &m
 	var servers []*pb.Server
 	var devices []*pb.Device
@@ -65,6 +67,7 @@ func TestStatusText(t *testing.T) {
 		},
 		"rebuilding": func(s *status, _ []*pb.Server, _ []*pb.Device) {
 			s.Health, s.PGsDegraded = "rebuilding", 120
+			s.Settings = settings{ResyncRate: 50 << 20}
 			s.Exposure = []exposure{{Copies: 1, Wanted: 2, Groups: 120, Seconds: 4041}}
 			s.CatchUp = []catchUp{{Device: 2, Name: "sds2:/dev/sdb", Groups: 120, Compared: 80, Left: 3_100_000_000,
 				Rate: 210_000_000, CopiedRate: 40_000_000, Seconds: 15}}

@@ -52,6 +52,16 @@ func (c *Client) RenameVolume(ctx context.Context, name, to string) (*pb.VolumeR
 	return call(ctx, c, "rename volume "+name, r, pbconnect.MdmClient.RenameVolume)
 }
 
+// Settings returns what is set for the whole cluster.
+func (c *Client) Settings(ctx context.Context) (*pb.Settings, error) {
+	return call(ctx, c, "ask for the settings", &pb.SettingsRequest{}, pbconnect.MdmClient.GetSettings)
+}
+
+// SetSettings sets what the request names, and returns all.
+func (c *Client) SetSettings(ctx context.Context, r *pb.SetSettingsRequest) (*pb.Settings, error) {
+	return call(ctx, c, "change the settings", r, pbconnect.MdmClient.SetSettings)
+}
+
 // DeleteVolume deletes a volume and everything on it.
 func (c *Client) DeleteVolume(ctx context.Context, name string, force bool) error {
 	_, err := call(ctx, c, "delete volume "+name, &pb.DeleteVolumeRequest{Name: name, Force: force},

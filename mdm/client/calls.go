@@ -118,8 +118,9 @@ func (c *Client) RenewServer(ctx context.Context, name string, lease uint64, dev
 
 // Renewal is mdm's answer to a server that renewed its lease.
 type Renewal struct {
-	Known  bool // false: register again
-	Scrubs []ScrubOrder
+	Known      bool // false: register again
+	Scrubs     []ScrubOrder
+	ResyncRate uint64 // bytes per second and device at most; 0: no bound but the pace
 }
 
 // ScrubOrder has a device scrubbed.
@@ -139,7 +140,7 @@ func (c *Client) Renew(ctx context.Context, name string, lease uint64, devices [
 	if err != nil {
 		return Renewal{}, err
 	}
-	r := Renewal{Known: resp.Known}
+	r := Renewal{Known: resp.Known, ResyncRate: resp.ResyncRate}
 	for _, o := range resp.Scrubs {
 		uuid, err := pb.ToUUID(o.Uuid)
 		if err != nil {

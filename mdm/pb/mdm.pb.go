@@ -1345,6 +1345,7 @@ type RenewServerResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Known         bool                   `protobuf:"varint,1,opt,name=known,proto3" json:"known,omitempty"` // false: register again
 	Scrubs        []*ScrubOrder          `protobuf:"bytes,2,rep,name=scrubs,proto3" json:"scrubs,omitempty"`
+	ResyncRate    uint64                 `protobuf:"varint,3,opt,name=resync_rate,json=resyncRate,proto3" json:"resync_rate,omitempty"` // bytes per second and device at most; 0: no bound but the pace
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1391,6 +1392,13 @@ func (x *RenewServerResponse) GetScrubs() []*ScrubOrder {
 		return x.Scrubs
 	}
 	return nil
+}
+
+func (x *RenewServerResponse) GetResyncRate() uint64 {
+	if x != nil {
+		return x.ResyncRate
+	}
+	return 0
 }
 
 type WatchMapRequest struct {
@@ -3138,6 +3146,9 @@ type StatusResponse struct {
 	PgsRebuilding uint32                 `protobuf:"varint,17,opt,name=pgs_rebuilding,json=pgsRebuilding,proto3" json:"pgs_rebuilding,omitempty"` // a target is being brought in sync
 	Exposures     []*Exposure            `protobuf:"bytes,18,rep,name=exposures,proto3" json:"exposures,omitempty"`                               // groups with fewer copies than they should have
 	Resyncs       []*DeviceResync        `protobuf:"bytes,19,rep,name=resyncs,proto3" json:"resyncs,omitempty"`
+	Settings      *Settings              `protobuf:"bytes,20,opt,name=settings,proto3" json:"settings,omitempty"`
+	ScrubDevice   uint32                 `protobuf:"varint,21,opt,name=scrub_device,json=scrubDevice,proto3" json:"scrub_device,omitempty"` // whose last scrub as a whole is the oldest; 0: there are no devices
+	ScrubbedMs    int64                  `protobuf:"varint,22,opt,name=scrubbed_ms,json=scrubbedMs,proto3" json:"scrubbed_ms,omitempty"`    // Unix time of its start; 0: never
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3303,6 +3314,27 @@ func (x *StatusResponse) GetResyncs() []*DeviceResync {
 		return x.Resyncs
 	}
 	return nil
+}
+
+func (x *StatusResponse) GetSettings() *Settings {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetScrubDevice() uint32 {
+	if x != nil {
+		return x.ScrubDevice
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetScrubbedMs() int64 {
+	if x != nil {
+		return x.ScrubbedMs
+	}
+	return 0
 }
 
 // Groups that have fewer in-sync copies up than they should.
@@ -4152,6 +4184,163 @@ func (x *SetMovesRequest) GetGraceMs() uint64 {
 	return 0
 }
 
+// What operators set for the whole cluster, besides what SetMoves sets.
+type Settings struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ScrubEveryMs  uint64                 `protobuf:"varint,1,opt,name=scrub_every_ms,json=scrubEveryMs,proto3" json:"scrub_every_ms,omitempty"` // each device is scrubbed that often; 0: on order only
+	ScrubRate     uint64                 `protobuf:"varint,2,opt,name=scrub_rate,json=scrubRate,proto3" json:"scrub_rate,omitempty"`            // bytes per second and device at most; 0: sds's own
+	ResyncRate    uint64                 `protobuf:"varint,3,opt,name=resync_rate,json=resyncRate,proto3" json:"resync_rate,omitempty"`         // the same of resyncs; 0: no bound but the pace
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Settings) Reset() {
+	*x = Settings{}
+	mi := &file_mdm_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Settings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Settings) ProtoMessage() {}
+
+func (x *Settings) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Settings.ProtoReflect.Descriptor instead.
+func (*Settings) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *Settings) GetScrubEveryMs() uint64 {
+	if x != nil {
+		return x.ScrubEveryMs
+	}
+	return 0
+}
+
+func (x *Settings) GetScrubRate() uint64 {
+	if x != nil {
+		return x.ScrubRate
+	}
+	return 0
+}
+
+func (x *Settings) GetResyncRate() uint64 {
+	if x != nil {
+		return x.ResyncRate
+	}
+	return 0
+}
+
+type SettingsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SettingsRequest) Reset() {
+	*x = SettingsRequest{}
+	mi := &file_mdm_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SettingsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SettingsRequest) ProtoMessage() {}
+
+func (x *SettingsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SettingsRequest.ProtoReflect.Descriptor instead.
+func (*SettingsRequest) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{60}
+}
+
+type SetSettingsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ScrubEveryMs  *uint64                `protobuf:"varint,1,opt,name=scrub_every_ms,json=scrubEveryMs,proto3,oneof" json:"scrub_every_ms,omitempty"`
+	ScrubRate     *uint64                `protobuf:"varint,2,opt,name=scrub_rate,json=scrubRate,proto3,oneof" json:"scrub_rate,omitempty"`
+	ResyncRate    *uint64                `protobuf:"varint,3,opt,name=resync_rate,json=resyncRate,proto3,oneof" json:"resync_rate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetSettingsRequest) Reset() {
+	*x = SetSettingsRequest{}
+	mi := &file_mdm_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetSettingsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetSettingsRequest) ProtoMessage() {}
+
+func (x *SetSettingsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetSettingsRequest.ProtoReflect.Descriptor instead.
+func (*SetSettingsRequest) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *SetSettingsRequest) GetScrubEveryMs() uint64 {
+	if x != nil && x.ScrubEveryMs != nil {
+		return *x.ScrubEveryMs
+	}
+	return 0
+}
+
+func (x *SetSettingsRequest) GetScrubRate() uint64 {
+	if x != nil && x.ScrubRate != nil {
+		return *x.ScrubRate
+	}
+	return 0
+}
+
+func (x *SetSettingsRequest) GetResyncRate() uint64 {
+	if x != nil && x.ResyncRate != nil {
+		return *x.ResyncRate
+	}
+	return 0
+}
+
 type MaintainRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
@@ -4163,7 +4352,7 @@ type MaintainRequest struct {
 
 func (x *MaintainRequest) Reset() {
 	*x = MaintainRequest{}
-	mi := &file_mdm_proto_msgTypes[59]
+	mi := &file_mdm_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4175,7 +4364,7 @@ func (x *MaintainRequest) String() string {
 func (*MaintainRequest) ProtoMessage() {}
 
 func (x *MaintainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[59]
+	mi := &file_mdm_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4188,7 +4377,7 @@ func (x *MaintainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MaintainRequest.ProtoReflect.Descriptor instead.
 func (*MaintainRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{59}
+	return file_mdm_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *MaintainRequest) GetServer() string {
@@ -4221,7 +4410,7 @@ type MaintainResponse struct {
 
 func (x *MaintainResponse) Reset() {
 	*x = MaintainResponse{}
-	mi := &file_mdm_proto_msgTypes[60]
+	mi := &file_mdm_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4233,7 +4422,7 @@ func (x *MaintainResponse) String() string {
 func (*MaintainResponse) ProtoMessage() {}
 
 func (x *MaintainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[60]
+	mi := &file_mdm_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4246,7 +4435,7 @@ func (x *MaintainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MaintainResponse.ProtoReflect.Descriptor instead.
 func (*MaintainResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{60}
+	return file_mdm_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *MaintainResponse) GetGroupsLeft() uint32 {
@@ -4270,7 +4459,7 @@ type ScrubRequest struct {
 
 func (x *ScrubRequest) Reset() {
 	*x = ScrubRequest{}
-	mi := &file_mdm_proto_msgTypes[61]
+	mi := &file_mdm_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4282,7 +4471,7 @@ func (x *ScrubRequest) String() string {
 func (*ScrubRequest) ProtoMessage() {}
 
 func (x *ScrubRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[61]
+	mi := &file_mdm_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4295,7 +4484,7 @@ func (x *ScrubRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubRequest.ProtoReflect.Descriptor instead.
 func (*ScrubRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{61}
+	return file_mdm_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ScrubRequest) GetDevices() []uint32 {
@@ -4334,7 +4523,7 @@ type ScrubStatusRequest struct {
 
 func (x *ScrubStatusRequest) Reset() {
 	*x = ScrubStatusRequest{}
-	mi := &file_mdm_proto_msgTypes[62]
+	mi := &file_mdm_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4346,7 +4535,7 @@ func (x *ScrubStatusRequest) String() string {
 func (*ScrubStatusRequest) ProtoMessage() {}
 
 func (x *ScrubStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[62]
+	mi := &file_mdm_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4359,7 +4548,7 @@ func (x *ScrubStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubStatusRequest.ProtoReflect.Descriptor instead.
 func (*ScrubStatusRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{62}
+	return file_mdm_proto_rawDescGZIP(), []int{65}
 }
 
 type ScrubStatusResponse struct {
@@ -4372,7 +4561,7 @@ type ScrubStatusResponse struct {
 
 func (x *ScrubStatusResponse) Reset() {
 	*x = ScrubStatusResponse{}
-	mi := &file_mdm_proto_msgTypes[63]
+	mi := &file_mdm_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4384,7 +4573,7 @@ func (x *ScrubStatusResponse) String() string {
 func (*ScrubStatusResponse) ProtoMessage() {}
 
 func (x *ScrubStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[63]
+	mi := &file_mdm_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4397,7 +4586,7 @@ func (x *ScrubStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubStatusResponse.ProtoReflect.Descriptor instead.
 func (*ScrubStatusResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{63}
+	return file_mdm_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ScrubStatusResponse) GetDevices() []*DeviceScrub {
@@ -4422,14 +4611,15 @@ type DeviceScrub struct {
 	Report        *ScrubReport           `protobuf:"bytes,4,opt,name=report,proto3" json:"report,omitempty"`    // of the newest run; absent: never scrubbed since sds started
 	RotFound      uint64                 `protobuf:"varint,5,opt,name=rot_found,json=rotFound,proto3" json:"rot_found,omitempty"`
 	RotMended     uint64                 `protobuf:"varint,6,opt,name=rot_mended,json=rotMended,proto3" json:"rot_mended,omitempty"`
-	Volume        string                 `protobuf:"bytes,7,opt,name=volume,proto3" json:"volume,omitempty"` // of which the newest run is; empty: everything
+	Volume        string                 `protobuf:"bytes,7,opt,name=volume,proto3" json:"volume,omitempty"`                            // of which the newest run is; empty: everything
+	ScrubbedMs    int64                  `protobuf:"varint,8,opt,name=scrubbed_ms,json=scrubbedMs,proto3" json:"scrubbed_ms,omitempty"` // Unix time at which the newest run over everything that ended began; 0: never
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeviceScrub) Reset() {
 	*x = DeviceScrub{}
-	mi := &file_mdm_proto_msgTypes[64]
+	mi := &file_mdm_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4441,7 +4631,7 @@ func (x *DeviceScrub) String() string {
 func (*DeviceScrub) ProtoMessage() {}
 
 func (x *DeviceScrub) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[64]
+	mi := &file_mdm_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4454,7 +4644,7 @@ func (x *DeviceScrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceScrub.ProtoReflect.Descriptor instead.
 func (*DeviceScrub) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{64}
+	return file_mdm_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *DeviceScrub) GetDevice() uint32 {
@@ -4506,6 +4696,13 @@ func (x *DeviceScrub) GetVolume() string {
 	return ""
 }
 
+func (x *DeviceScrub) GetScrubbedMs() int64 {
+	if x != nil {
+		return x.ScrubbedMs
+	}
+	return 0
+}
+
 type Event struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Seq           uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
@@ -4520,7 +4717,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_mdm_proto_msgTypes[65]
+	mi := &file_mdm_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4532,7 +4729,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[65]
+	mi := &file_mdm_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4545,7 +4742,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{65}
+	return file_mdm_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -4601,7 +4798,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_mdm_proto_msgTypes[66]
+	mi := &file_mdm_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4613,7 +4810,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[66]
+	mi := &file_mdm_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4626,7 +4823,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{66}
+	return file_mdm_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *EventsRequest) GetAfter() uint64 {
@@ -4792,10 +4989,12 @@ const file_mdm_proto_rawDesc = "" +
 	"\x12RenewServerRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
 	"\blease_id\x18\x02 \x01(\x04R\aleaseId\x124\n" +
-	"\adevices\x18\x03 \x03(\v2\x1a.braid.mdm.v1.DeviceReportR\adevices\"]\n" +
+	"\adevices\x18\x03 \x03(\v2\x1a.braid.mdm.v1.DeviceReportR\adevices\"~\n" +
 	"\x13RenewServerResponse\x12\x14\n" +
 	"\x05known\x18\x01 \x01(\bR\x05known\x120\n" +
-	"\x06scrubs\x18\x02 \x03(\v2\x18.braid.mdm.v1.ScrubOrderR\x06scrubs\"N\n" +
+	"\x06scrubs\x18\x02 \x03(\v2\x18.braid.mdm.v1.ScrubOrderR\x06scrubs\x12\x1f\n" +
+	"\vresync_rate\x18\x03 \x01(\x04R\n" +
+	"resyncRate\"N\n" +
 	"\x0fWatchMapRequest\x12!\n" +
 	"\fhave_version\x18\x01 \x01(\x04R\vhaveVersion\x12\x18\n" +
 	"\avolumes\x18\x02 \x03(\x04R\avolumes\"\xd6\x01\n" +
@@ -4924,7 +5123,7 @@ const file_mdm_proto_rawDesc = "" +
 	"\x12JoinInSyncResponse\x12\x18\n" +
 	"\arefused\x18\x01 \x03(\rR\arefused\x12\x14\n" +
 	"\x05later\x18\x02 \x03(\rR\x05later\"\x0f\n" +
-	"\rStatusRequest\"\xcf\x04\n" +
+	"\rStatusRequest\"\xc7\x05\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x16\n" +
 	"\x06health\x18\x02 \x01(\tR\x06health\x12\x18\n" +
@@ -4948,7 +5147,11 @@ const file_mdm_proto_rawDesc = "" +
 	"\fpgs_degraded\x18\x10 \x01(\rR\vpgsDegraded\x12%\n" +
 	"\x0epgs_rebuilding\x18\x11 \x01(\rR\rpgsRebuilding\x124\n" +
 	"\texposures\x18\x12 \x03(\v2\x16.braid.mdm.v1.ExposureR\texposures\x124\n" +
-	"\aresyncs\x18\x13 \x03(\v2\x1a.braid.mdm.v1.DeviceResyncR\aresyncs\"m\n" +
+	"\aresyncs\x18\x13 \x03(\v2\x1a.braid.mdm.v1.DeviceResyncR\aresyncs\x122\n" +
+	"\bsettings\x18\x14 \x01(\v2\x16.braid.mdm.v1.SettingsR\bsettings\x12!\n" +
+	"\fscrub_device\x18\x15 \x01(\rR\vscrubDevice\x12\x1f\n" +
+	"\vscrubbed_ms\x18\x16 \x01(\x03R\n" +
+	"scrubbedMs\"m\n" +
 	"\bExposure\x12\x16\n" +
 	"\x06copies\x18\x01 \x01(\rR\x06copies\x12\x16\n" +
 	"\x06wanted\x18\x02 \x01(\rR\x06wanted\x12\x16\n" +
@@ -5003,7 +5206,23 @@ const file_mdm_proto_rawDesc = "" +
 	"\x06paused\x18\x01 \x01(\bH\x00R\x06paused\x88\x01\x01\x12\x1e\n" +
 	"\bgrace_ms\x18\x02 \x01(\x04H\x01R\agraceMs\x88\x01\x01B\t\n" +
 	"\a_pausedB\v\n" +
-	"\t_grace_ms\"]\n" +
+	"\t_grace_ms\"p\n" +
+	"\bSettings\x12$\n" +
+	"\x0escrub_every_ms\x18\x01 \x01(\x04R\fscrubEveryMs\x12\x1d\n" +
+	"\n" +
+	"scrub_rate\x18\x02 \x01(\x04R\tscrubRate\x12\x1f\n" +
+	"\vresync_rate\x18\x03 \x01(\x04R\n" +
+	"resyncRate\"\x11\n" +
+	"\x0fSettingsRequest\"\xbb\x01\n" +
+	"\x12SetSettingsRequest\x12)\n" +
+	"\x0escrub_every_ms\x18\x01 \x01(\x04H\x00R\fscrubEveryMs\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"scrub_rate\x18\x02 \x01(\x04H\x01R\tscrubRate\x88\x01\x01\x12$\n" +
+	"\vresync_rate\x18\x03 \x01(\x04H\x02R\n" +
+	"resyncRate\x88\x01\x01B\x11\n" +
+	"\x0f_scrub_every_msB\r\n" +
+	"\v_scrub_rateB\x0e\n" +
+	"\f_resync_rate\"]\n" +
 	"\x0fMaintainRequest\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n" +
 	"\x05enter\x18\x02 \x01(\bR\x05enter\x12\x1c\n" +
@@ -5019,7 +5238,7 @@ const file_mdm_proto_rawDesc = "" +
 	"\x12ScrubStatusRequest\"d\n" +
 	"\x13ScrubStatusResponse\x123\n" +
 	"\adevices\x18\x01 \x03(\v2\x19.braid.mdm.v1.DeviceScrubR\adevices\x12\x18\n" +
-	"\aordered\x18\x02 \x03(\rR\aordered\"\xda\x01\n" +
+	"\aordered\x18\x02 \x03(\rR\aordered\"\xfb\x01\n" +
 	"\vDeviceScrub\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\rR\x06device\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -5028,7 +5247,9 @@ const file_mdm_proto_rawDesc = "" +
 	"\trot_found\x18\x05 \x01(\x04R\brotFound\x12\x1d\n" +
 	"\n" +
 	"rot_mended\x18\x06 \x01(\x04R\trotMended\x12\x16\n" +
-	"\x06volume\x18\a \x01(\tR\x06volume\"\x8b\x01\n" +
+	"\x06volume\x18\a \x01(\tR\x06volume\x12\x1f\n" +
+	"\vscrubbed_ms\x18\b \x01(\x03R\n" +
+	"scrubbedMs\"\x8b\x01\n" +
 	"\x05Event\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x12\n" +
 	"\x04time\x18\x02 \x01(\tR\x04time\x12\x1a\n" +
@@ -5039,7 +5260,7 @@ const file_mdm_proto_rawDesc = "" +
 	"\rEventsRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x14\n" +
-	"\x05limit\x18\x03 \x01(\rR\x05limit2\xc5\x10\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit2\xd4\x11\n" +
 	"\x03Mdm\x12[\n" +
 	"\x0eRegisterServer\x12#.braid.mdm.v1.RegisterServerRequest\x1a$.braid.mdm.v1.RegisterServerResponse\x12R\n" +
 	"\vRenewServer\x12 .braid.mdm.v1.RenewServerRequest\x1a!.braid.mdm.v1.RenewServerResponse\x12C\n" +
@@ -5064,7 +5285,9 @@ const file_mdm_proto_rawDesc = "" +
 	"\tPlanMoves\x12\x1e.braid.mdm.v1.PlanMovesRequest\x1a\x16.braid.mdm.v1.MovePlan\x12A\n" +
 	"\bEvacuate\x12\x1d.braid.mdm.v1.EvacuateRequest\x1a\x16.braid.mdm.v1.MovePlan\x12@\n" +
 	"\x05Moves\x12\x1a.braid.mdm.v1.MovesRequest\x1a\x1b.braid.mdm.v1.MovesResponse\x12F\n" +
-	"\bSetMoves\x12\x1d.braid.mdm.v1.SetMovesRequest\x1a\x1b.braid.mdm.v1.MovesResponse\x12I\n" +
+	"\bSetMoves\x12\x1d.braid.mdm.v1.SetMovesRequest\x1a\x1b.braid.mdm.v1.MovesResponse\x12D\n" +
+	"\vGetSettings\x12\x1d.braid.mdm.v1.SettingsRequest\x1a\x16.braid.mdm.v1.Settings\x12G\n" +
+	"\vSetSettings\x12 .braid.mdm.v1.SetSettingsRequest\x1a\x16.braid.mdm.v1.Settings\x12I\n" +
 	"\bMaintain\x12\x1d.braid.mdm.v1.MaintainRequest\x1a\x1e.braid.mdm.v1.MaintainResponse\x12F\n" +
 	"\x05Scrub\x12\x1a.braid.mdm.v1.ScrubRequest\x1a!.braid.mdm.v1.ScrubStatusResponse\x12R\n" +
 	"\vScrubStatus\x12 .braid.mdm.v1.ScrubStatusRequest\x1a!.braid.mdm.v1.ScrubStatusResponse\x12<\n" +
@@ -5082,7 +5305,7 @@ func file_mdm_proto_rawDescGZIP() []byte {
 	return file_mdm_proto_rawDescData
 }
 
-var file_mdm_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
+var file_mdm_proto_msgTypes = make([]protoimpl.MessageInfo, 71)
 var file_mdm_proto_goTypes = []any{
 	(*Device)(nil),                 // 0: braid.mdm.v1.Device
 	(*PGSet)(nil),                  // 1: braid.mdm.v1.PGSet
@@ -5143,15 +5366,18 @@ var file_mdm_proto_goTypes = []any{
 	(*MovesRequest)(nil),           // 56: braid.mdm.v1.MovesRequest
 	(*MovesResponse)(nil),          // 57: braid.mdm.v1.MovesResponse
 	(*SetMovesRequest)(nil),        // 58: braid.mdm.v1.SetMovesRequest
-	(*MaintainRequest)(nil),        // 59: braid.mdm.v1.MaintainRequest
-	(*MaintainResponse)(nil),       // 60: braid.mdm.v1.MaintainResponse
-	(*ScrubRequest)(nil),           // 61: braid.mdm.v1.ScrubRequest
-	(*ScrubStatusRequest)(nil),     // 62: braid.mdm.v1.ScrubStatusRequest
-	(*ScrubStatusResponse)(nil),    // 63: braid.mdm.v1.ScrubStatusResponse
-	(*DeviceScrub)(nil),            // 64: braid.mdm.v1.DeviceScrub
-	(*Event)(nil),                  // 65: braid.mdm.v1.Event
-	(*EventsRequest)(nil),          // 66: braid.mdm.v1.EventsRequest
-	nil,                            // 67: braid.mdm.v1.DeviceReport.VolumesEntry
+	(*Settings)(nil),               // 59: braid.mdm.v1.Settings
+	(*SettingsRequest)(nil),        // 60: braid.mdm.v1.SettingsRequest
+	(*SetSettingsRequest)(nil),     // 61: braid.mdm.v1.SetSettingsRequest
+	(*MaintainRequest)(nil),        // 62: braid.mdm.v1.MaintainRequest
+	(*MaintainResponse)(nil),       // 63: braid.mdm.v1.MaintainResponse
+	(*ScrubRequest)(nil),           // 64: braid.mdm.v1.ScrubRequest
+	(*ScrubStatusRequest)(nil),     // 65: braid.mdm.v1.ScrubStatusRequest
+	(*ScrubStatusResponse)(nil),    // 66: braid.mdm.v1.ScrubStatusResponse
+	(*DeviceScrub)(nil),            // 67: braid.mdm.v1.DeviceScrub
+	(*Event)(nil),                  // 68: braid.mdm.v1.Event
+	(*EventsRequest)(nil),          // 69: braid.mdm.v1.EventsRequest
+	nil,                            // 70: braid.mdm.v1.DeviceReport.VolumesEntry
 }
 var file_mdm_proto_depIdxs = []int32{
 	0,  // 0: braid.mdm.v1.MapDelta.devices:type_name -> braid.mdm.v1.Device
@@ -5159,7 +5385,7 @@ var file_mdm_proto_depIdxs = []int32{
 	2,  // 2: braid.mdm.v1.MapDelta.pgs:type_name -> braid.mdm.v1.PG
 	3,  // 3: braid.mdm.v1.MapDelta.volumes:type_name -> braid.mdm.v1.Volume
 	7,  // 4: braid.mdm.v1.RegisterServerRequest.devices:type_name -> braid.mdm.v1.DeviceReport
-	67, // 5: braid.mdm.v1.DeviceReport.volumes:type_name -> braid.mdm.v1.DeviceReport.VolumesEntry
+	70, // 5: braid.mdm.v1.DeviceReport.volumes:type_name -> braid.mdm.v1.DeviceReport.VolumesEntry
 	8,  // 6: braid.mdm.v1.DeviceReport.resync:type_name -> braid.mdm.v1.ResyncReport
 	9,  // 7: braid.mdm.v1.DeviceReport.scrub:type_name -> braid.mdm.v1.ScrubReport
 	7,  // 8: braid.mdm.v1.RenewServerRequest.devices:type_name -> braid.mdm.v1.DeviceReport
@@ -5176,71 +5402,76 @@ var file_mdm_proto_depIdxs = []int32{
 	40, // 19: braid.mdm.v1.JoinInSyncRequest.groups:type_name -> braid.mdm.v1.JoinGroup
 	44, // 20: braid.mdm.v1.StatusResponse.exposures:type_name -> braid.mdm.v1.Exposure
 	45, // 21: braid.mdm.v1.StatusResponse.resyncs:type_name -> braid.mdm.v1.DeviceResync
-	8,  // 22: braid.mdm.v1.DeviceResync.report:type_name -> braid.mdm.v1.ResyncReport
-	4,  // 23: braid.mdm.v1.ListServersResponse.servers:type_name -> braid.mdm.v1.Server
-	0,  // 24: braid.mdm.v1.ListDevicesResponse.devices:type_name -> braid.mdm.v1.Device
-	52, // 25: braid.mdm.v1.MovePlan.fill:type_name -> braid.mdm.v1.Fill
-	64, // 26: braid.mdm.v1.ScrubStatusResponse.devices:type_name -> braid.mdm.v1.DeviceScrub
-	9,  // 27: braid.mdm.v1.DeviceScrub.report:type_name -> braid.mdm.v1.ScrubReport
-	6,  // 28: braid.mdm.v1.Mdm.RegisterServer:input_type -> braid.mdm.v1.RegisterServerRequest
-	12, // 29: braid.mdm.v1.Mdm.RenewServer:input_type -> braid.mdm.v1.RenewServerRequest
-	14, // 30: braid.mdm.v1.Mdm.WatchMap:input_type -> braid.mdm.v1.WatchMapRequest
-	15, // 31: braid.mdm.v1.Mdm.CreateVolume:input_type -> braid.mdm.v1.CreateVolumeRequest
-	17, // 32: braid.mdm.v1.Mdm.ListVolumes:input_type -> braid.mdm.v1.ListVolumesRequest
-	19, // 33: braid.mdm.v1.Mdm.ResizeVolume:input_type -> braid.mdm.v1.ResizeVolumeRequest
-	20, // 34: braid.mdm.v1.Mdm.RenameVolume:input_type -> braid.mdm.v1.RenameVolumeRequest
-	21, // 35: braid.mdm.v1.Mdm.DeleteVolume:input_type -> braid.mdm.v1.DeleteVolumeRequest
-	23, // 36: braid.mdm.v1.Mdm.Attach:input_type -> braid.mdm.v1.AttachRequest
-	27, // 37: braid.mdm.v1.Mdm.Detach:input_type -> braid.mdm.v1.DetachRequest
-	29, // 38: braid.mdm.v1.Mdm.RenewSession:input_type -> braid.mdm.v1.RenewSessionRequest
-	32, // 39: braid.mdm.v1.Mdm.DropReplica:input_type -> braid.mdm.v1.DropReplicaRequest
-	34, // 40: braid.mdm.v1.Mdm.ReportDevice:input_type -> braid.mdm.v1.ReportDeviceRequest
-	36, // 41: braid.mdm.v1.Mdm.ResyncReady:input_type -> braid.mdm.v1.ResyncReadyRequest
-	39, // 42: braid.mdm.v1.Mdm.JoinInSync:input_type -> braid.mdm.v1.JoinInSyncRequest
-	42, // 43: braid.mdm.v1.Mdm.Status:input_type -> braid.mdm.v1.StatusRequest
-	46, // 44: braid.mdm.v1.Mdm.ListServers:input_type -> braid.mdm.v1.ListServersRequest
-	48, // 45: braid.mdm.v1.Mdm.ListDevices:input_type -> braid.mdm.v1.ListDevicesRequest
-	50, // 46: braid.mdm.v1.Mdm.RemoveDevice:input_type -> braid.mdm.v1.RemoveDeviceRequest
-	54, // 47: braid.mdm.v1.Mdm.PlanMoves:input_type -> braid.mdm.v1.PlanMovesRequest
-	55, // 48: braid.mdm.v1.Mdm.Evacuate:input_type -> braid.mdm.v1.EvacuateRequest
-	56, // 49: braid.mdm.v1.Mdm.Moves:input_type -> braid.mdm.v1.MovesRequest
-	58, // 50: braid.mdm.v1.Mdm.SetMoves:input_type -> braid.mdm.v1.SetMovesRequest
-	59, // 51: braid.mdm.v1.Mdm.Maintain:input_type -> braid.mdm.v1.MaintainRequest
-	61, // 52: braid.mdm.v1.Mdm.Scrub:input_type -> braid.mdm.v1.ScrubRequest
-	62, // 53: braid.mdm.v1.Mdm.ScrubStatus:input_type -> braid.mdm.v1.ScrubStatusRequest
-	66, // 54: braid.mdm.v1.Mdm.Events:input_type -> braid.mdm.v1.EventsRequest
-	11, // 55: braid.mdm.v1.Mdm.RegisterServer:output_type -> braid.mdm.v1.RegisterServerResponse
-	13, // 56: braid.mdm.v1.Mdm.RenewServer:output_type -> braid.mdm.v1.RenewServerResponse
-	5,  // 57: braid.mdm.v1.Mdm.WatchMap:output_type -> braid.mdm.v1.MapDelta
-	16, // 58: braid.mdm.v1.Mdm.CreateVolume:output_type -> braid.mdm.v1.VolumeResponse
-	18, // 59: braid.mdm.v1.Mdm.ListVolumes:output_type -> braid.mdm.v1.ListVolumesResponse
-	16, // 60: braid.mdm.v1.Mdm.ResizeVolume:output_type -> braid.mdm.v1.VolumeResponse
-	16, // 61: braid.mdm.v1.Mdm.RenameVolume:output_type -> braid.mdm.v1.VolumeResponse
-	22, // 62: braid.mdm.v1.Mdm.DeleteVolume:output_type -> braid.mdm.v1.DeleteVolumeResponse
-	24, // 63: braid.mdm.v1.Mdm.Attach:output_type -> braid.mdm.v1.AttachResponse
-	28, // 64: braid.mdm.v1.Mdm.Detach:output_type -> braid.mdm.v1.DetachResponse
-	31, // 65: braid.mdm.v1.Mdm.RenewSession:output_type -> braid.mdm.v1.RenewSessionResponse
-	33, // 66: braid.mdm.v1.Mdm.DropReplica:output_type -> braid.mdm.v1.DropReplicaResponse
-	35, // 67: braid.mdm.v1.Mdm.ReportDevice:output_type -> braid.mdm.v1.ReportDeviceResponse
-	38, // 68: braid.mdm.v1.Mdm.ResyncReady:output_type -> braid.mdm.v1.ResyncReadyResponse
-	41, // 69: braid.mdm.v1.Mdm.JoinInSync:output_type -> braid.mdm.v1.JoinInSyncResponse
-	43, // 70: braid.mdm.v1.Mdm.Status:output_type -> braid.mdm.v1.StatusResponse
-	47, // 71: braid.mdm.v1.Mdm.ListServers:output_type -> braid.mdm.v1.ListServersResponse
-	49, // 72: braid.mdm.v1.Mdm.ListDevices:output_type -> braid.mdm.v1.ListDevicesResponse
-	51, // 73: braid.mdm.v1.Mdm.RemoveDevice:output_type -> braid.mdm.v1.RemoveDeviceResponse
-	53, // 74: braid.mdm.v1.Mdm.PlanMoves:output_type -> braid.mdm.v1.MovePlan
-	53, // 75: braid.mdm.v1.Mdm.Evacuate:output_type -> braid.mdm.v1.MovePlan
-	57, // 76: braid.mdm.v1.Mdm.Moves:output_type -> braid.mdm.v1.MovesResponse
-	57, // 77: braid.mdm.v1.Mdm.SetMoves:output_type -> braid.mdm.v1.MovesResponse
-	60, // 78: braid.mdm.v1.Mdm.Maintain:output_type -> braid.mdm.v1.MaintainResponse
-	63, // 79: braid.mdm.v1.Mdm.Scrub:output_type -> braid.mdm.v1.ScrubStatusResponse
-	63, // 80: braid.mdm.v1.Mdm.ScrubStatus:output_type -> braid.mdm.v1.ScrubStatusResponse
-	65, // 81: braid.mdm.v1.Mdm.Events:output_type -> braid.mdm.v1.Event
-	55, // [55:82] is the sub-list for method output_type
-	28, // [28:55] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	59, // 22: braid.mdm.v1.StatusResponse.settings:type_name -> braid.mdm.v1.Settings
+	8,  // 23: braid.mdm.v1.DeviceResync.report:type_name -> braid.mdm.v1.ResyncReport
+	4,  // 24: braid.mdm.v1.ListServersResponse.servers:type_name -> braid.mdm.v1.Server
+	0,  // 25: braid.mdm.v1.ListDevicesResponse.devices:type_name -> braid.mdm.v1.Device
+	52, // 26: braid.mdm.v1.MovePlan.fill:type_name -> braid.mdm.v1.Fill
+	67, // 27: braid.mdm.v1.ScrubStatusResponse.devices:type_name -> braid.mdm.v1.DeviceScrub
+	9,  // 28: braid.mdm.v1.DeviceScrub.report:type_name -> braid.mdm.v1.ScrubReport
+	6,  // 29: braid.mdm.v1.Mdm.RegisterServer:input_type -> braid.mdm.v1.RegisterServerRequest
+	12, // 30: braid.mdm.v1.Mdm.RenewServer:input_type -> braid.mdm.v1.RenewServerRequest
+	14, // 31: braid.mdm.v1.Mdm.WatchMap:input_type -> braid.mdm.v1.WatchMapRequest
+	15, // 32: braid.mdm.v1.Mdm.CreateVolume:input_type -> braid.mdm.v1.CreateVolumeRequest
+	17, // 33: braid.mdm.v1.Mdm.ListVolumes:input_type -> braid.mdm.v1.ListVolumesRequest
+	19, // 34: braid.mdm.v1.Mdm.ResizeVolume:input_type -> braid.mdm.v1.ResizeVolumeRequest
+	20, // 35: braid.mdm.v1.Mdm.RenameVolume:input_type -> braid.mdm.v1.RenameVolumeRequest
+	21, // 36: braid.mdm.v1.Mdm.DeleteVolume:input_type -> braid.mdm.v1.DeleteVolumeRequest
+	23, // 37: braid.mdm.v1.Mdm.Attach:input_type -> braid.mdm.v1.AttachRequest
+	27, // 38: braid.mdm.v1.Mdm.Detach:input_type -> braid.mdm.v1.DetachRequest
+	29, // 39: braid.mdm.v1.Mdm.RenewSession:input_type -> braid.mdm.v1.RenewSessionRequest
+	32, // 40: braid.mdm.v1.Mdm.DropReplica:input_type -> braid.mdm.v1.DropReplicaRequest
+	34, // 41: braid.mdm.v1.Mdm.ReportDevice:input_type -> braid.mdm.v1.ReportDeviceRequest
+	36, // 42: braid.mdm.v1.Mdm.ResyncReady:input_type -> braid.mdm.v1.ResyncReadyRequest
+	39, // 43: braid.mdm.v1.Mdm.JoinInSync:input_type -> braid.mdm.v1.JoinInSyncRequest
+	42, // 44: braid.mdm.v1.Mdm.Status:input_type -> braid.mdm.v1.StatusRequest
+	46, // 45: braid.mdm.v1.Mdm.ListServers:input_type -> braid.mdm.v1.ListServersRequest
+	48, // 46: braid.mdm.v1.Mdm.ListDevices:input_type -> braid.mdm.v1.ListDevicesRequest
+	50, // 47: braid.mdm.v1.Mdm.RemoveDevice:input_type -> braid.mdm.v1.RemoveDeviceRequest
+	54, // 48: braid.mdm.v1.Mdm.PlanMoves:input_type -> braid.mdm.v1.PlanMovesRequest
+	55, // 49: braid.mdm.v1.Mdm.Evacuate:input_type -> braid.mdm.v1.EvacuateRequest
+	56, // 50: braid.mdm.v1.Mdm.Moves:input_type -> braid.mdm.v1.MovesRequest
+	58, // 51: braid.mdm.v1.Mdm.SetMoves:input_type -> braid.mdm.v1.SetMovesRequest
+	60, // 52: braid.mdm.v1.Mdm.GetSettings:input_type -> braid.mdm.v1.SettingsRequest
+	61, // 53: braid.mdm.v1.Mdm.SetSettings:input_type -> braid.mdm.v1.SetSettingsRequest
+	62, // 54: braid.mdm.v1.Mdm.Maintain:input_type -> braid.mdm.v1.MaintainRequest
+	64, // 55: braid.mdm.v1.Mdm.Scrub:input_type -> braid.mdm.v1.ScrubRequest
+	65, // 56: braid.mdm.v1.Mdm.ScrubStatus:input_type -> braid.mdm.v1.ScrubStatusRequest
+	69, // 57: braid.mdm.v1.Mdm.Events:input_type -> braid.mdm.v1.EventsRequest
+	11, // 58: braid.mdm.v1.Mdm.RegisterServer:output_type -> braid.mdm.v1.RegisterServerResponse
+	13, // 59: braid.mdm.v1.Mdm.RenewServer:output_type -> braid.mdm.v1.RenewServerResponse
+	5,  // 60: braid.mdm.v1.Mdm.WatchMap:output_type -> braid.mdm.v1.MapDelta
+	16, // 61: braid.mdm.v1.Mdm.CreateVolume:output_type -> braid.mdm.v1.VolumeResponse
+	18, // 62: braid.mdm.v1.Mdm.ListVolumes:output_type -> braid.mdm.v1.ListVolumesResponse
+	16, // 63: braid.mdm.v1.Mdm.ResizeVolume:output_type -> braid.mdm.v1.VolumeResponse
+	16, // 64: braid.mdm.v1.Mdm.RenameVolume:output_type -> braid.mdm.v1.VolumeResponse
+	22, // 65: braid.mdm.v1.Mdm.DeleteVolume:output_type -> braid.mdm.v1.DeleteVolumeResponse
+	24, // 66: braid.mdm.v1.Mdm.Attach:output_type -> braid.mdm.v1.AttachResponse
+	28, // 67: braid.mdm.v1.Mdm.Detach:output_type -> braid.mdm.v1.DetachResponse
+	31, // 68: braid.mdm.v1.Mdm.RenewSession:output_type -> braid.mdm.v1.RenewSessionResponse
+	33, // 69: braid.mdm.v1.Mdm.DropReplica:output_type -> braid.mdm.v1.DropReplicaResponse
+	35, // 70: braid.mdm.v1.Mdm.ReportDevice:output_type -> braid.mdm.v1.ReportDeviceResponse
+	38, // 71: braid.mdm.v1.Mdm.ResyncReady:output_type -> braid.mdm.v1.ResyncReadyResponse
+	41, // 72: braid.mdm.v1.Mdm.JoinInSync:output_type -> braid.mdm.v1.JoinInSyncResponse
+	43, // 73: braid.mdm.v1.Mdm.Status:output_type -> braid.mdm.v1.StatusResponse
+	47, // 74: braid.mdm.v1.Mdm.ListServers:output_type -> braid.mdm.v1.ListServersResponse
+	49, // 75: braid.mdm.v1.Mdm.ListDevices:output_type -> braid.mdm.v1.ListDevicesResponse
+	51, // 76: braid.mdm.v1.Mdm.RemoveDevice:output_type -> braid.mdm.v1.RemoveDeviceResponse
+	53, // 77: braid.mdm.v1.Mdm.PlanMoves:output_type -> braid.mdm.v1.MovePlan
+	53, // 78: braid.mdm.v1.Mdm.Evacuate:output_type -> braid.mdm.v1.MovePlan
+	57, // 79: braid.mdm.v1.Mdm.Moves:output_type -> braid.mdm.v1.MovesResponse
+	57, // 80: braid.mdm.v1.Mdm.SetMoves:output_type -> braid.mdm.v1.MovesResponse
+	59, // 81: braid.mdm.v1.Mdm.GetSettings:output_type -> braid.mdm.v1.Settings
+	59, // 82: braid.mdm.v1.Mdm.SetSettings:output_type -> braid.mdm.v1.Settings
+	63, // 83: braid.mdm.v1.Mdm.Maintain:output_type -> braid.mdm.v1.MaintainResponse
+	66, // 84: braid.mdm.v1.Mdm.Scrub:output_type -> braid.mdm.v1.ScrubStatusResponse
+	66, // 85: braid.mdm.v1.Mdm.ScrubStatus:output_type -> braid.mdm.v1.ScrubStatusResponse
+	68, // 86: braid.mdm.v1.Mdm.Events:output_type -> braid.mdm.v1.Event
+	58, // [58:87] is the sub-list for method output_type
+	29, // [29:58] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_mdm_proto_init() }
@@ -5249,13 +5480,14 @@ func file_mdm_proto_init() {
 		return
 	}
 	file_mdm_proto_msgTypes[58].OneofWrappers = []any{}
+	file_mdm_proto_msgTypes[61].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mdm_proto_rawDesc), len(file_mdm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   68,
+			NumMessages:   71,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

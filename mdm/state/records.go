@@ -102,6 +102,9 @@ type Device struct {
 	Removing     bool                `json:"removing,omitempty"`    // is emptied, then removed
 	RolledBack   bool                `json:"rolled_back,omitempty"` // an older image came back
 	Spare        bool                `json:"spare,omitempty"`       // takes no copies yet
+	// Scrubbed is when the newest scrub of everything on it that ended began, or when
+	// it joined: until then there was nothing on it.
+	Scrubbed time.Time `json:"scrubbed,omitzero"`
 }
 
 // Volume is the record of a volume.

@@ -169,7 +169,7 @@ func (s *State) registerDevice(tx *Tx, r ServerReport, report DeviceReport, next
 		return refuseDevice("it was removed from this cluster; format it anew with " +
 			"`sds format --force` to give it back empty")
 	case known == nil:
-		d := Device{ID: next.Device, UUID: report.UUID}
+		d := Device{ID: next.Device, UUID: report.UUID, Scrubbed: tx.now}
 		next.Device++
 		d.take(r.Name, report)
 		tx.put(deviceKey(d.ID), d)

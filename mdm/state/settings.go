@@ -4,27 +4,61 @@ package state
 
 import (
 	"encoding/json"
+	"fmt"
 	"time"
+
+	"braid/cluster"
 )
 
 // Settings are what operators set for the whole cluster.
 type Settings struct {
 	Grace  time.Duration `json:"grace"`            // see DefaultGrace
 	Paused bool          `json:"paused,omitempty"` // no new moves
+
+	ScrubEvery time.Duration `json:"scrub_every"`           // of each device, from start to start; 0: on order only
+	ScrubRate  uint64        `json:"scrub_rate,omitempty"`  // bytes per second and device; 0: sds's own
+	ResyncRate uint64        `json:"resync_rate,omitempty"` // the same of resyncs; 0: no bound but the pace
 }
+
+// DefaultScrubEvery is how often devices are scrubbed: rot is found while there is
+// another copy, and 64 MiB a second are done with 70 TiB meanwhile.
+const DefaultScrubEvery = 14 * 24 * time.Hour
+
+// Bounds of settings.
+const (
+	maxGrace      = 30 * 24 * time.Hour
+	minScrubEvery = time.Hour
+	maxScrubEvery = 365 * 24 * time.Hour
+	minRate       = 1 << 20 // a resync that is slower than that never ends
+)
+
+func defaults() Settings { return Settings{Grace: DefaultGrace, ScrubEvery: DefaultScrubEvery} }
 
 // Settings returns what is set, or the defaults.
 func (s *State) Settings() Settings {
 	if s.settings == nil {
-		return Settings{Grace: DefaultGrace}
+		return defaults()
 	}
 	return *s.settings
 }
 
+func (x *Settings) check() error {
+	switch {
+	case x.Grace < 0 || x.Grace > maxGrace:
+		return refuse(ErrInvalid, "a grace time of %v: want 0s to 720h", x.Grace)
+	case x.ScrubEvery != 0 && (x.ScrubEvery < minScrubEvery || x.ScrubEvery > maxScrubEvery):
+		return refuse(ErrInvalid, "a scrub every %v: want 1h to 365d, or never", x.ScrubEvery)
+	case x.ScrubRate != 0 && x.ScrubRate < minRate || x.ResyncRate != 0 && x.ResyncRate < minRate:
+		return refuse(ErrInvalid, "a rate of %s a second: want 1M or more", cluster.FormatSize(min(x.ScrubRate,
+			x.ResyncRate)))
+	}
+	return nil
+}
+
 // Set plans other settings.
 func (s *State) Set(next Settings, now time.Time) (*Tx, error) {
-	if next.Grace < 0 || next.Grace > 30*24*time.Hour {
-		return nil, refuse(ErrInvalid, "a grace time of %v: want 0s to 720h", next.Grace)
+	if err := next.check(); err != nil {
+		return nil, err
 	}
 	tx := s.Begin(now)
 	old := s.Settings()
@@ -39,7 +73,31 @@ func (s *State) Set(next Settings, now time.Time) (*Tx, error) {
 	if next.Grace != old.Grace {
 		tx.event(Info, "grace", "", "copies on a device that is away are made anew after %v", next.Grace)
 	}
+	if next.ScrubEvery != old.ScrubEvery {
+		tx.event(Info, "scrub-every", "", "devices are scrubbed %s", often(next.ScrubEvery))
+	}
+	if next.ScrubRate != old.ScrubRate {
+		tx.event(Info, "scrub-rate", "", "scrubs read %s", atMost(next.ScrubRate, "as fast as sds does by itself"))
+	}
+	if next.ResyncRate != old.ResyncRate {
+		tx.event(Info, "resync-rate", "", "resyncs compare and copy %s", atMost(next.ResyncRate,
+			"as fast as clients' latency allows"))
+	}
 	return tx, nil
+}
+
+func often(every time.Duration) string {
+	if every == 0 {
+		return "on order only"
+	}
+	return fmt.Sprintf("every %v", every)
+}
+
+func atMost(rate uint64, unbounded string) string {
+	if rate == 0 {
+		return unbounded
+	}
+	return fmt.Sprintf("%s a second and device at most", cluster.FormatSize(rate))
 }
 
 func (s *State) applySettings(c Change) error {
@@ -47,7 +105,7 @@ func (s *State) applySettings(c Change) error {
 		s.settings = nil
 		return nil
 	}
-	var next Settings
+	next := defaults() // an older mdm wrote fewer
 	if err := json.Unmarshal(c.Value, &next); err != nil {
 		return err
 	}

@@ -234,6 +234,17 @@ func (c *Core) Learn(now int64) {
 // microseconds; 0: there were none.
 func (c *Core) Load(now int64, micros uint32) { c.pace.hear(now, 0, micros) }
 
+// Limit bounds the bytes that are compared and copied in a second, besides what the
+// configuration says; 0: it need not.
+func (c *Core) Limit(rate int64) {
+	if c.pace.most = c.cfg.Rate; rate > 0 && (c.pace.most == 0 || rate < c.pace.most) {
+		c.pace.most = rate
+	}
+}
+
+// Limited is the bound that holds; 0: none.
+func (c *Core) Limited() int64 { return c.pace.most }
+
 // Tick lets time pass.
 func (c *Core) Tick(now int64) {
 	c.now = now

@@ -54,7 +54,15 @@ func TestPace(t *testing.T) {
 		t.Errorf("it copies %d bytes/s", p.rate)
 	}
 	q := newPacer(20 << 20)
-	if run(&q, now, 300, func(int64) uint32 { return 0 }); q.rate != 20<<20 {
+	if now, _ = run(&q, now, 300, func(int64) uint32 { return 0 }); q.rate != 20<<20 {
 		t.Errorf("with a bound of 20 MiB/s it copies %d MiB/s", q.rate>>20)
+	}
+	c := Core{cfg: Config{Rate: 20 << 20}, pace: q}
+	for _, x := range [][2]int64{{5 << 20, 5 << 20}, {50 << 20, 20 << 20}, {0, 20 << 20}} {
+		c.Limit(x[0])
+		now, _ = run(&c.pace, now, 100, func(int64) uint32 { return 0 })
+		if c.Limited() != x[1] || c.pace.rate != x[1] {
+			t.Errorf("configured are 20 MiB/s, set %d: it copies %d MiB/s", x[0]>>20, c.pace.rate>>20)
+		}
 	}
 }

@@ -84,6 +84,10 @@ const (
 	MdmMovesProcedure = "/braid.mdm.v1.Mdm/Moves"
 	// MdmSetMovesProcedure is the fully-qualified name of the Mdm's SetMoves RPC.
 	MdmSetMovesProcedure = "/braid.mdm.v1.Mdm/SetMoves"
+	// MdmGetSettingsProcedure is the fully-qualified name of the Mdm's GetSettings RPC.
+	MdmGetSettingsProcedure = "/braid.mdm.v1.Mdm/GetSettings"
+	// MdmSetSettingsProcedure is the fully-qualified name of the Mdm's SetSettings RPC.
+	MdmSetSettingsProcedure = "/braid.mdm.v1.Mdm/SetSettings"
 	// MdmMaintainProcedure is the fully-qualified name of the Mdm's Maintain RPC.
 	MdmMaintainProcedure = "/braid.mdm.v1.Mdm/Maintain"
 	// MdmScrubProcedure is the fully-qualified name of the Mdm's Scrub RPC.
@@ -119,6 +123,8 @@ type MdmClient interface {
 	Evacuate(context.Context, *connect.Request[pb.EvacuateRequest]) (*connect.Response[pb.MovePlan], error)
 	Moves(context.Context, *connect.Request[pb.MovesRequest]) (*connect.Response[pb.MovesResponse], error)
 	SetMoves(context.Context, *connect.Request[pb.SetMovesRequest]) (*connect.Response[pb.MovesResponse], error)
+	GetSettings(context.Context, *connect.Request[pb.SettingsRequest]) (*connect.Response[pb.Settings], error)
+	SetSettings(context.Context, *connect.Request[pb.SetSettingsRequest]) (*connect.Response[pb.Settings], error)
 	Maintain(context.Context, *connect.Request[pb.MaintainRequest]) (*connect.Response[pb.MaintainResponse], error)
 	Scrub(context.Context, *connect.Request[pb.ScrubRequest]) (*connect.Response[pb.ScrubStatusResponse], error)
 	ScrubStatus(context.Context, *connect.Request[pb.ScrubStatusRequest]) (*connect.Response[pb.ScrubStatusResponse], error)
@@ -274,6 +280,18 @@ func NewMdmClient(httpClient connect.HTTPClient, baseURL string, opts ...connect
 			connect.WithSchema(mdmMethods.ByName("SetMoves")),
 			connect.WithClientOptions(opts...),
 		),
+		getSettings: connect.NewClient[pb.SettingsRequest, pb.Settings](
+			httpClient,
+			baseURL+MdmGetSettingsProcedure,
+			connect.WithSchema(mdmMethods.ByName("GetSettings")),
+			connect.WithClientOptions(opts...),
+		),
+		setSettings: connect.NewClient[pb.SetSettingsRequest, pb.Settings](
+			httpClient,
+			baseURL+MdmSetSettingsProcedure,
+			connect.WithSchema(mdmMethods.ByName("SetSettings")),
+			connect.WithClientOptions(opts...),
+		),
 		maintain: connect.NewClient[pb.MaintainRequest, pb.MaintainResponse](
 			httpClient,
 			baseURL+MdmMaintainProcedure,
@@ -326,6 +344,8 @@ type mdmClient struct {
 	evacuate       *connect.Client[pb.EvacuateRequest, pb.MovePlan]
 	moves          *connect.Client[pb.MovesRequest, pb.MovesResponse]
 	setMoves       *connect.Client[pb.SetMovesRequest, pb.MovesResponse]
+	getSettings    *connect.Client[pb.SettingsRequest, pb.Settings]
+	setSettings    *connect.Client[pb.SetSettingsRequest, pb.Settings]
 	maintain       *connect.Client[pb.MaintainRequest, pb.MaintainResponse]
 	scrub          *connect.Client[pb.ScrubRequest, pb.ScrubStatusResponse]
 	scrubStatus    *connect.Client[pb.ScrubStatusRequest, pb.ScrubStatusResponse]
@@ -447,6 +467,16 @@ func (c *mdmClient) SetMoves(ctx context.Context, req *connect.Request[pb.SetMov
 	return c.setMoves.CallUnary(ctx, req)
 }
 
+// GetSettings calls braid.mdm.v1.Mdm.GetSettings.
+func (c *mdmClient) GetSettings(ctx context.Context, req *connect.Request[pb.SettingsRequest]) (*connect.Response[pb.Settings], error) {
+	return c.getSettings.CallUnary(ctx, req)
+}
+
+// SetSettings calls braid.mdm.v1.Mdm.SetSettings.
+func (c *mdmClient) SetSettings(ctx context.Context, req *connect.Request[pb.SetSettingsRequest]) (*connect.Response[pb.Settings], error) {
+	return c.setSettings.CallUnary(ctx, req)
+}
+
 // Maintain calls braid.mdm.v1.Mdm.Maintain.
 func (c *mdmClient) Maintain(ctx context.Context, req *connect.Request[pb.MaintainRequest]) (*connect.Response[pb.MaintainResponse], error) {
 	return c.maintain.CallUnary(ctx, req)
@@ -492,6 +522,8 @@ type MdmHandler interface {
 	Evacuate(context.Context, *connect.Request[pb.EvacuateRequest]) (*connect.Response[pb.MovePlan], error)
 	Moves(context.Context, *connect.Request[pb.MovesRequest]) (*connect.Response[pb.MovesResponse], error)
 	SetMoves(context.Context, *connect.Request[pb.SetMovesRequest]) (*connect.Response[pb.MovesResponse], error)
+	GetSettings(context.Context, *connect.Request[pb.SettingsRequest]) (*connect.Response[pb.Settings], error)
+	SetSettings(context.Context, *connect.Request[pb.SetSettingsRequest]) (*connect.Response[pb.Settings], error)
 	Maintain(context.Context, *connect.Request[pb.MaintainRequest]) (*connect.Response[pb.MaintainResponse], error)
 	Scrub(context.Context, *connect.Request[pb.ScrubRequest]) (*connect.Response[pb.ScrubStatusResponse], error)
 	ScrubStatus(context.Context, *connect.Request[pb.ScrubStatusRequest]) (*connect.Response[pb.ScrubStatusResponse], error)
@@ -643,6 +675,18 @@ func NewMdmHandler(svc MdmHandler, opts ...connect.HandlerOption) (string, http.
 		connect.WithSchema(mdmMethods.ByName("SetMoves")),
 		connect.WithHandlerOptions(opts...),
 	)
+	mdmGetSettingsHandler := connect.NewUnaryHandler(
+		MdmGetSettingsProcedure,
+		svc.GetSettings,
+		connect.WithSchema(mdmMethods.ByName("GetSettings")),
+		connect.WithHandlerOptions(opts...),
+	)
+	mdmSetSettingsHandler := connect.NewUnaryHandler(
+		MdmSetSettingsProcedure,
+		svc.SetSettings,
+		connect.WithSchema(mdmMethods.ByName("SetSettings")),
+		connect.WithHandlerOptions(opts...),
+	)
 	mdmMaintainHandler := connect.NewUnaryHandler(
 		MdmMaintainProcedure,
 		svc.Maintain,
@@ -715,6 +759,10 @@ func NewMdmHandler(svc MdmHandler, opts ...connect.HandlerOption) (string, http.
 			mdmMovesHandler.ServeHTTP(w, r)
 		case MdmSetMovesProcedure:
 			mdmSetMovesHandler.ServeHTTP(w, r)
+		case MdmGetSettingsProcedure:
+			mdmGetSettingsHandler.ServeHTTP(w, r)
+		case MdmSetSettingsProcedure:
+			mdmSetSettingsHandler.ServeHTTP(w, r)
 		case MdmMaintainProcedure:
 			mdmMaintainHandler.ServeHTTP(w, r)
 		case MdmScrubProcedure:
@@ -822,6 +870,14 @@ func (UnimplementedMdmHandler) Moves(context.Context, *connect.Request[pb.MovesR
 
 func (UnimplementedMdmHandler) SetMoves(context.Context, *connect.Request[pb.SetMovesRequest]) (*connect.Response[pb.MovesResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.SetMoves is not implemented"))
+}
+
+func (UnimplementedMdmHandler) GetSettings(context.Context, *connect.Request[pb.SettingsRequest]) (*connect.Response[pb.Settings], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.GetSettings is not implemented"))
+}
+
+func (UnimplementedMdmHandler) SetSettings(context.Context, *connect.Request[pb.SetSettingsRequest]) (*connect.Response[pb.Settings], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.SetSettings is not implemented"))
 }
 
 func (UnimplementedMdmHandler) Maintain(context.Context, *connect.Request[pb.MaintainRequest]) (*connect.Response[pb.MaintainResponse], error) {

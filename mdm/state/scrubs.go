@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package state
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"braid/cluster"
+)
+
+// Scrubbed plans to write down that devices have been read as a whole: began says
+// when each run did.
+func (s *State) Scrubbed(began map[cluster.DeviceID]time.Time, now time.Time) *Tx {
+	tx := s.Begin(now)
+	for _, id := range slices.Sorted(maps.Keys(began)) {
+		at := began[id].UTC().Truncate(time.Millisecond)
+		if d := s.devices[id]; d != nil && at.After(d.Scrubbed) {
+			next := *d
+			next.Scrubbed = at
+			tx.put(deviceKey(id), next)
+		}
+	}
+	return tx
+}
+
+// ScrubsDue returns the devices whose scrub is to begin now: of each fault set the
+// one that was scrubbed the longest ago, if that is longer than it should be and
+// none is being scrubbed there. So a machine, and each copy but one, stays as quick
+// as it was. ready tells which devices take an order, busy which have one.
+func (s *State) ScrubsDue(ready, busy func(cluster.DeviceID) bool, now time.Time) []cluster.DeviceID {
+	every := s.Settings().ScrubEvery
+	if every == 0 {
+		return nil
+	}
+	taken, next := map[string]bool{}, map[string]*Device{}
+	for _, d := range s.sortedDevices() {
+		c := s.clusterDevice(d)
+		switch {
+		case !c.Up:
+		case busy(d.ID):
+			taken[c.FaultSet] = true
+		case now.Sub(d.Scrubbed) >= every && ready(d.ID):
+			if x := next[c.FaultSet]; x == nil || d.Scrubbed.Before(x.Scrubbed) {
+				next[c.FaultSet] = d
+			}
+		}
+	}
+	var out []cluster.DeviceID
+	for set, d := range next {
+		if !taken[set] {
+			out = append(out, d.ID)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// LongestUnscrubbed returns the device that was scrubbed the longest ago, or nil.
+func (s *State) LongestUnscrubbed() (oldest *Device) {
+	for _, d := range s.sortedDevices() {
+		if oldest == nil || d.Scrubbed.Before(oldest.Scrubbed) {
+			oldest = d
+		}
+	}
+	return oldest
+}

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package state
+
+import (
+	"encoding/json"
+	"slices"
+	"testing"
+	"time"
+
+	"braid/cluster"
+)
+
+// Goal: of each fault set the device that has waited longest is scrubbed, one at a
+// time; one that is down, rests or has just joined is not; never means never.
+// Method: two servers with two disks each, and a clock that is turned.
+func TestScrubsDue(t *testing.T) {
+	b := newBench(t, 0)
+	b.register(report(0, 2))
+	b.now = b.now.Add(time.Hour)
+	b.register(report(1, 2))
+	busy, rests := map[cluster.DeviceID]bool{}, map[cluster.DeviceID]bool{}
+	due := func(want ...cluster.DeviceID) {
+		t.Helper()
+		got := b.state().ScrubsDue(func(id cluster.DeviceID) bool { return !rests[id] },
+			func(id cluster.DeviceID) bool { return busy[id] }, b.now)
+		if !slices.Equal(got, want) {
+			t.Errorf("due are %v, want %v", got, want)
+		}
+	}
+	due()
+	b.now = b.now.Add(DefaultScrubEvery - time.Minute)
+	due(1) // the others have joined an hour later
+	busy[1] = true
+	due()
+	b.now = b.now.Add(2 * time.Minute)
+	due(3)
+	b.commit(b.state().Scrubbed(map[cluster.DeviceID]time.Time{1: b.now, 9: b.now}, b.now))
+	busy[1] = false
+	due(2, 3)
+	rests[3] = true
+	due(2, 4)
+	if tx := b.state().Scrubbed(map[cluster.DeviceID]time.Time{1: b.now.Add(-time.Hour)}, b.now); !tx.Empty() {
+		t.Error("an older run counts")
+	}
+	if d := b.state().LongestUnscrubbed(); d == nil || d.ID != 2 {
+		t.Errorf("the longest wait is that of %+v", d)
+	}
+	b.commit(b.state().Expire([]string{"sds1"}, b.now))
+	due(2)
+	next := b.state().Settings()
+	next.ScrubEvery = 0
+	tx, err := b.state().Set(next, b.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.commit(tx)
+	due()
+	if got := b.reload().Settings(); got != next {
+		t.Errorf("after a restart %+v is set", got)
+	}
+}
+
+// Goal: settings that an older version wrote leave the newer ones as they are by
+// default; bad ones are refused.
+func TestSettings(t *testing.T) {
+	s := New()
+	old := Change{Key: settingsKey, Value: []byte(`{"grace":5000000000}`), Revision: 1}
+	if err := s.Load([]Change{old}); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := s.Settings(), (Settings{Grace: 5 * time.Second, ScrubEvery: DefaultScrubEvery}); got != want {
+		t.Errorf("%+v is set, want %+v", got, want)
+	}
+	for _, bad := range []string{`{"grace":-1}`, `{"scrub_every":1000}`, `{"scrub_every":-1}`,
+		`{"scrub_rate":1}`, `{"resync_rate":1000}`} {
+		var next Settings
+		if err := json.Unmarshal([]byte(bad), &next); err != nil {
+			t.Fatal(err)
+		}
+		_, err := s.Set(next, time.Now())
+		wants(t, err, ErrInvalid, "want")
+	}
+}
