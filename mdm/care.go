@@ -44,6 +44,7 @@ type care struct {
 	troubles map[cluster.DeviceID]map[cluster.VolumeID]*complaint
 	probes   map[string]*probe
 	ask      func(ctx context.Context, addr string) error // Config.Probe
+	between  func()                                       // Config.between, or nil
 }
 
 // flap counts how often a device became a target lately.
@@ -63,8 +64,8 @@ type probe struct {
 	at   time.Time
 }
 
-func newCare(ask func(context.Context, string) error) *care {
-	return &care{ask: ask, flaps: map[cluster.DeviceID]*flap{}, probes: map[string]*probe{},
+func newCare(c Config) *care {
+	return &care{ask: c.Probe, between: c.between, flaps: map[cluster.DeviceID]*flap{}, probes: map[string]*probe{},
 		troubles: map[cluster.DeviceID]map[cluster.VolumeID]*complaint{}}
 }
 
@@ -174,13 +175,16 @@ func (l *leader) tend(ctx context.Context) error {
 		return nil
 	}
 	if err := l.change(ctx, func(st *state.State, now time.Time) (*state.Tx, error) {
+		revision = st.Revision
 		return st.Settle(now), nil
 	}); err != nil {
 		return err
 	}
+	if l.care.between != nil {
+		l.care.between()
+	}
 	var targets []cluster.DeviceID
 	err := l.change(ctx, func(st *state.State, now time.Time) (tx *state.Tx, err error) {
-		revision = st.Revision
 		tx, targets = st.Announce(l.care.held(now), now)
 		return tx, nil
 	})
@@ -190,7 +194,9 @@ func (l *leader) tend(ctx context.Context) error {
 	l.care.hold(targets, l.now())
 	l.care.mu.Lock()
 	defer l.care.mu.Unlock()
-	l.care.settled = revision // what this very plan changed is looked at once more
+	// What these very plans changed is looked at once more, and so is what somebody
+	// else changed between them, which only the second has seen.
+	l.care.settled = revision
 	return nil
 }
 

@@ -7,11 +7,13 @@ import (
 	"errors"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"braid/cluster"
 	"braid/mdm/client"
+	"braid/mdm/state"
 )
 
 // caring starts a member that evicts, two servers, and a volume on both with a
@@ -157,7 +159,7 @@ func TestReportDevice(t *testing.T) {
 
 // Goal: a device that becomes a target again and again waits longer each time.
 func TestHold(t *testing.T) {
-	c, now := newCare(connects), time.Now()
+	c, now := newCare(Config{Probe: connects}), time.Now()
 	ids := []cluster.DeviceID{1}
 	var waits []time.Duration
 	for range 16 {
@@ -221,4 +223,53 @@ func TestAServerThatHangsIsOut(t *testing.T) {
 	if <-asked != m.Devices[1].Addr {
 		t.Error("mdm looked somewhere else")
 	}
+}
+
+// Goal: nothing is overlooked that changes between the two plans of a look at the
+// groups: the second plan alone has seen it, and it is the first that has to act.
+// Method: a server ends just there.
+func TestAChangeBetweenThePlansIsSeen(t *testing.T) {
+	leaks(t)
+	config := testConfig(t)
+	config.AutoEvict, config.ServerLease = true, time.Hour
+	var m *Member
+	var armed atomic.Bool
+	end := func(server string) {
+		if err := m.leads().change(t.Context(), func(st *state.State, now time.Time) (*state.Tx, error) {
+			return st.Expire([]string{server}, now), nil
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+	config.between = func() {
+		if armed.CompareAndSwap(true, false) {
+			end("sds1")
+		}
+	}
+	m = startMember(t, config)
+	c := newClient(t, m.Addr())
+	register(t, c, 1)
+	register(t, c, 2)
+	register(t, c, 3)
+	create(t, c, "v", 3)
+	s, err := c.Attach(t.Context(), client.AttachRequest{Client: "c", Host: "h"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps := follow(t, c, s.Volume.ID)
+	end("sds3") // so that the cluster's health is no news later, and nobody looks again for that
+	limit, told := time.After(patience), ""
+	for told != state.Degraded {
+		select {
+		case <-limit:
+			t.Fatalf("no event of its health: %q", told)
+		case <-time.After(10 * time.Millisecond):
+		}
+		m.store.read(func(st *state.State) { told = st.ToldHealth() })
+	}
+	armed.Store(true)
+	register(t, c, 2) // something to look at
+	maps.until(t, "copies that left", func(m *cluster.Map) bool {
+		return all(m, s.Volume.PGSet, func(pg *cluster.PG) bool { return !pg.Has(1) && pg.Has(2) })
+	})
 }

@@ -70,6 +70,7 @@ type Config struct {
 	Log *slog.Logger
 
 	now      func() time.Time // tests turn the clock
+	between  func()           // tests change the state between the two plans of tend
 	skipSync bool             // tests do not wait for the disk
 }
 

@@ -85,7 +85,7 @@ func (m *Member) lead(ctx context.Context) error {
 		return fmt.Errorf("campaign: %w", err)
 	}
 	l := &leader{store: m.store, now: m.config.now, leases: newLeases(m.config),
-		care: newCare(m.config.Probe), end: cancel, log: m.config.Log,
+		care: newCare(m.config), end: cancel, log: m.config.Log,
 		guard: guard{key: election.Key(), created: election.Rev()}}
 	if err := l.takeOver(won, m); err != nil {
 		return err

@@ -86,6 +86,11 @@ func Start(t testing.TB, o Options) *Cluster {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Api.Close() })
+	t.Cleanup(func() { // also of those that join later: after what uses them has ended
+		for _, n := range c.Node {
+			n.Stop()
+		}
+	})
 	for range o.Servers {
 		c.AddNode(o.Devices, o.DiskSize)
 	}
@@ -109,7 +114,6 @@ func (c *Cluster) AddNode(devices int, size int64) *Node {
 	}
 	c.Node = append(c.Node, n)
 	n.Start()
-	c.T.Cleanup(func() { n.Stop() })
 	return n
 }
 
