@@ -104,7 +104,8 @@ func (a *api) Attach(ctx context.Context, r *connect.Request[pb.AttachRequest],
 ) (*connect.Response[pb.AttachResponse], error) {
 	q := r.Msg
 	request := state.AttachRequest{Volume: q.Volume, Client: q.Client, Host: q.Host, Request: q.Request,
-		Force: q.Force, GuestAlive: q.GuestAlive, ReadOnly: q.ReadOnly}
+		Force: q.Force, GuestAlive: q.GuestAlive, Continues: cluster.Generation(q.Continues),
+		ReadOnly: q.ReadOnly}
 	l, err := a.leader(ctx)
 	if err != nil {
 		return nil, err

@@ -42,7 +42,8 @@ func Attach(ctx context.Context, cfg Config) (*Volume, error) {
 	v.dialer.Counters = cfg.Counters
 	v.isLocal = localDevices(cfg.Host)
 	session, err := cfg.Mdm.Attach(ctx, client.AttachRequest{Volume: cfg.Volume, ID: cfg.ID,
-		Client: v.client, Host: cfg.Host, Force: cfg.Force, GuestAlive: cfg.GuestAlive, ReadOnly: cfg.ReadOnly})
+		Client: v.client, Host: cfg.Host, Force: cfg.Force, GuestAlive: cfg.GuestAlive,
+		Continues: cfg.Continues, ReadOnly: cfg.ReadOnly})
 	if err != nil {
 		return nil, err
 	}

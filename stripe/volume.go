@@ -35,14 +35,15 @@ type Metadata interface {
 // Config says what to attach, and where it lives.
 type Config struct {
 	Mdm            Metadata
-	Loop           *loop.Loop       // started; everything of the volume runs on it
-	Pool           *buf.Pool        // not used so far
-	Volume         string           // name; empty: the cluster's only volume
-	ID             cluster.VolumeID // which, whatever it is called by now; 0: the name says it
-	ClientID       [16]byte         // unique to this process
-	Host           string           // for people, and to find out which servers are local
-	Force          bool             // fence whoever holds the volume
-	GuestAlive     bool             // the same kernel device goes on: not a fresh attach
+	Loop           *loop.Loop         // started; everything of the volume runs on it
+	Pool           *buf.Pool          // not used so far
+	Volume         string             // name; empty: the cluster's only volume
+	ID             cluster.VolumeID   // which, whatever it is called by now; 0: the name says it
+	ClientID       [16]byte           // unique to this process
+	Host           string             // for people, and to find out which servers are local
+	Force          bool               // fence whoever holds the volume
+	GuestAlive     bool               // the same kernel device goes on: not a fresh attach
+	Continues      cluster.Generation // with GuestAlive: of the session that the guest had
 	ReadOnly       bool
 	ConnsPerDevice int // 0: 1
 	// Resized is called on the loop when the volume's size has changed.

@@ -187,12 +187,13 @@ func fromReports(reports []DeviceReport) []*pb.DeviceReport {
 
 // AttachRequest asks for a volume's one session.
 type AttachRequest struct {
-	Volume     string           // name; empty: the only volume
-	ID         cluster.VolumeID // which, whatever it is called by now; 0: the name says it
-	Client     string           // unique id of this process
-	Host       string           // for people
-	Force      bool             // fence whoever holds it
-	GuestAlive bool             // the same kernel device goes on: not a fresh attach
+	Volume     string             // name; empty: the only volume
+	ID         cluster.VolumeID   // which, whatever it is called by now; 0: the name says it
+	Client     string             // unique id of this process
+	Host       string             // for people
+	Force      bool               // fence whoever holds it
+	GuestAlive bool               // the same kernel device goes on: not a fresh attach
+	Continues  cluster.Generation // with GuestAlive: of the session that the guest had; 0: not known
 	ReadOnly   bool
 }
 
@@ -235,7 +236,7 @@ func (b *Before) Source(pg cluster.PGID, id cluster.DeviceID, inc cluster.Incarn
 // else holds it; the message says who.
 func (c *Client) Attach(ctx context.Context, r AttachRequest) (*Session, error) {
 	req := &pb.AttachRequest{Volume: r.Volume, VolumeId: uint64(r.ID), Client: r.Client, Host: r.Host, Force: r.Force,
-		GuestAlive: r.GuestAlive, ReadOnly: r.ReadOnly, Request: rand.Text()}
+		GuestAlive: r.GuestAlive, Continues: uint64(r.Continues), ReadOnly: r.ReadOnly, Request: rand.Text()}
 	op := "attach volume " + r.Volume
 	if r.Volume == "" {
 		op = "attach the only volume"

@@ -1888,15 +1888,18 @@ func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
 }
 
 type AttachRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"` // name; empty: the only volume
-	Client        string                 `protobuf:"bytes,2,opt,name=client,proto3" json:"client,omitempty"` // unique id of the sdc process
-	Host          string                 `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
-	Force         bool                   `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`                             // fence whoever holds it
-	GuestAlive    bool                   `protobuf:"varint,5,opt,name=guest_alive,json=guestAlive,proto3" json:"guest_alive,omitempty"` // same kernel device goes on: not a fresh attach
-	ReadOnly      bool                   `protobuf:"varint,6,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
-	Request       string                 `protobuf:"bytes,7,opt,name=request,proto3" json:"request,omitempty"`                    // unique per wish: a repeated call gets the same session
-	VolumeId      uint64                 `protobuf:"varint,8,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"` // which, whatever it is called by now; 0: the name says it
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Volume     string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"` // name; empty: the only volume
+	Client     string                 `protobuf:"bytes,2,opt,name=client,proto3" json:"client,omitempty"` // unique id of the sdc process
+	Host       string                 `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	Force      bool                   `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`                             // fence whoever holds it
+	GuestAlive bool                   `protobuf:"varint,5,opt,name=guest_alive,json=guestAlive,proto3" json:"guest_alive,omitempty"` // same kernel device goes on: not a fresh attach
+	ReadOnly   bool                   `protobuf:"varint,6,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	Request    string                 `protobuf:"bytes,7,opt,name=request,proto3" json:"request,omitempty"`                    // unique per wish: a repeated call gets the same session
+	VolumeId   uint64                 `protobuf:"varint,8,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"` // which, whatever it is called by now; 0: the name says it
+	// With guest_alive: the generation of the session that the guest had. Somebody
+	// else's since then is a reason to refuse, that one's end is none. 0: not known.
+	Continues     uint64 `protobuf:"varint,9,opt,name=continues,proto3" json:"continues,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1983,6 +1986,13 @@ func (x *AttachRequest) GetRequest() string {
 func (x *AttachRequest) GetVolumeId() uint64 {
 	if x != nil {
 		return x.VolumeId
+	}
+	return 0
+}
+
+func (x *AttachRequest) GetContinues() uint64 {
+	if x != nil {
+		return x.Continues
 	}
 	return 0
 }
@@ -5025,7 +5035,7 @@ const file_mdm_proto_rawDesc = "" +
 	"\x13DeleteVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"\x16\n" +
-	"\x14DeleteVolumeResponse\"\xde\x01\n" +
+	"\x14DeleteVolumeResponse\"\xfc\x01\n" +
 	"\rAttachRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06client\x18\x02 \x01(\tR\x06client\x12\x12\n" +
@@ -5035,7 +5045,8 @@ const file_mdm_proto_rawDesc = "" +
 	"guestAlive\x12\x1b\n" +
 	"\tread_only\x18\x06 \x01(\bR\breadOnly\x12\x18\n" +
 	"\arequest\x18\a \x01(\tR\arequest\x12\x1b\n" +
-	"\tvolume_id\x18\b \x01(\x04R\bvolumeId\"\x84\x03\n" +
+	"\tvolume_id\x18\b \x01(\x04R\bvolumeId\x12\x1c\n" +
+	"\tcontinues\x18\t \x01(\x04R\tcontinues\"\x84\x03\n" +
 	"\x0eAttachResponse\x12,\n" +
 	"\x06volume\x18\x01 \x01(\v2\x14.braid.mdm.v1.VolumeR\x06volume\x12\x1e\n" +
 	"\n" +

@@ -405,40 +405,6 @@ func TestBefore(t *testing.T) {
 	}
 }
 
-// Goal: a guest whose acked writes are lost cannot resume (rules 5, 6, 28), a
-// fresh attach can start, and a client that lost nothing can say so.
-func TestResumeAfterTheLossOfCaches(t *testing.T) {
-	y := newYard(t, 2, 2)
-	x := y.start(AttachRequest{})
-	y.restart(0, false)
-	y.restart(1, false)
-	y.settle()
-	y.wantInSync("all restarted", 1, 2)
-	_, err := y.attach(AttachRequest{Volume: "v", Client: "c", Host: "h", GuestAlive: true})
-	wants(t, err, ErrRefused, "without their caches", "sdc detach", "every flushed write")
-	if b := y.state().Before(y.volume, y.done); b.Resume {
-		t.Errorf("resume is possible: %+v", b)
-	}
-	if !y.state().Sound(x.Volume, x.Generation, uint64(y.state().place(y.pg()).version)-1, y.now).Empty() {
-		t.Error("a client that has not seen the loss vouches for its writes")
-	}
-	y.commit(y.state().Sound(x.Volume, x.Generation, y.state().MapVersion(), y.now))
-	if again := y.start(AttachRequest{GuestAlive: true}); again.Generation != x.Generation+1 {
-		t.Errorf("resumed under generation %d", again.Generation)
-	}
-	y.restart(0, false)
-	y.restart(1, false)
-	y.settle()
-	y.start(AttachRequest{Force: true})
-	if b := y.state().Before(y.volume, y.done); !b.Resume {
-		t.Errorf("a fresh attach after the loss: %+v", b)
-	}
-	y.commit(y.state().ExpireSessions([]cluster.VolumeID{x.Volume}, y.now))
-	if again := y.start(AttachRequest{GuestAlive: true}); !again.Resumed {
-		t.Error("the guest of a dead sdc cannot resume although no cache was lost")
-	}
-}
-
 // Goal: a report that mdm confirmed takes a device out of where another copy can
 // stand for it; a fresh attach may give up what only that device holds, as long
 // as it is nobody else's.

@@ -132,6 +132,9 @@ func TestAttach(t *testing.T) {
 	}
 	_, err = b.attach(AttachRequest{Volume: "v", Client: "c1", Host: "h2", Request: "r5", GuestAlive: true})
 	wants(t, err, ErrRefused, "host h1")
+	_, err = b.attach(AttachRequest{Volume: "v", Client: "c1", Host: "h1", Request: "r5", GuestAlive: true,
+		Continues: 3})
+	wants(t, err, ErrRefused, "attached elsewhere since", "generation 2, not 3", "detach it")
 	forced, err := b.attach(AttachRequest{Volume: "v", Client: "c2", Host: "h2", Request: "r6", Force: true})
 	if err != nil || forced.Generation != 3 || b.state().Holds(1, "c1", 2) || !b.state().Holds(1, "c2", 3) {
 		t.Errorf("by force: %+v, %v", forced, err)

@@ -148,6 +148,8 @@ type Session struct {
 	Dead bool `json:"dead,omitempty"`
 	// Resumed: under a guest that lived on, so that no acked write may be given up.
 	Resumed bool `json:"resumed,omitempty"`
+	// Continues is the generation that the guest's client named then.
+	Continues cluster.Generation `json:"continues,omitempty"`
 	// Seen is a map version that this session, and every one before it that may
 	// still be around, has adopted for certain.
 	Seen uint64 `json:"seen,omitempty"`

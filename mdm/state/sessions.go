@@ -20,8 +20,11 @@ type AttachRequest struct {
 	Request    string // unique per attempt; a repeated call gets the same session
 	Force      bool
 	GuestAlive bool
-	ReadOnly   bool
-	Progress   Progress // as reported up to now
+	// Continues is the generation of the session whose guest goes on, which has to be
+	// the newest that the volume had. 0: the client does not know.
+	Continues cluster.Generation
+	ReadOnly  bool
+	Progress  Progress // as reported up to now
 }
 
 func (x *Session) holder() string {
@@ -53,7 +56,11 @@ func (s *State) Attach(r AttachRequest, persisted func(cluster.VolumeID) cluster
 	switch {
 	case held == nil:
 	case r.Request != "" && held.Request == r.Request && held.Client == r.Client:
-		return tx, v, held, nil // the answer got lost, the session is there
+		// The answer got lost, the session is there; caches may be gone since.
+		if r.GuestAlive && s.lost(v, held) && !s.Policy.Off.Has(rules.Verifier) {
+			return nil, nil, nil, s.unsound(op)
+		}
+		return tx, v, held, nil
 	case r.GuestAlive && held.Client == r.Client && held.Host == r.Host:
 		// sdc came back under a kernel device that never went away.
 	case r.Force:
@@ -67,17 +74,16 @@ func (s *State) Attach(r AttachRequest, persisted func(cluster.VolumeID) cluster
 			"it away with --force, which fences that client: its unflushed writes are lost", op,
 			held.holder())
 	}
-	if r.GuestAlive && before != nil && s.lost(v, before) && !s.Policy.Off.Has(rules.Verifier) {
-		return nil, nil, nil, refuse(ErrRefused, "%s: all copies of some of its data restarted without "+
-			"their caches, so acknowledged writes that were not flushed may be lost, and the guest "+
-			"that wrote them cannot go on as if they were there; give the kernel device up (sdc "+
-			"detach), attach anew and mount again: every flushed write is there", op)
+	if r.GuestAlive {
+		if err := s.mayResume(op, v, before, &r); err != nil {
+			return nil, nil, nil, err
+		}
 	}
 	next := *v
 	next.Generation, next.Attached = max(v.Generation, persisted(v.ID))+1, true
 	session := &Session{Volume: v.ID, Client: r.Client, Host: r.Host, Generation: next.Generation,
 		ReadOnly: r.ReadOnly, Request: r.Request, Since: tx.now, Seen: s.MapVersion(), Sound: s.Revision,
-		Resumed: r.GuestAlive}
+		Resumed: r.GuestAlive, Continues: r.Continues}
 	if before != nil {
 		// What the client before had under way ends when this one has fenced every
 		// copy, which its first report of an adopted version says.
@@ -91,6 +97,34 @@ func (s *State) Attach(r AttachRequest, persisted func(cluster.VolumeID) cluster
 	tx.event(Info, "attached", v.Name, "volume %s was attached by host %s (client %s), generation %d",
 		v.Name, r.Host, r.Client, next.Generation)
 	return tx, &next, session, nil
+}
+
+// mayResume refuses a guest-alive attach when the guest would not find what it left:
+// somebody else had the volume since, or acked writes may be lost (rules 5, 6, 28).
+// A session that expired meanwhile is no reason: its record stays until the next one.
+func (s *State) mayResume(op string, v *Volume, before *Session, r *AttachRequest) error {
+	if r.Continues != 0 && (before == nil || !before.is(r)) {
+		return refuse(ErrRefused, "%s: it was attached elsewhere since, or anew (generation %d, not %d): what uses "+
+			"the device cannot go on; umount and detach it", op, v.Generation, r.Continues)
+	}
+	if before != nil && s.lost(v, before) && !s.Policy.Off.Has(rules.Verifier) {
+		return s.unsound(op)
+	}
+	return nil
+}
+
+// is reports whether the session is the one that a guest goes on from: the very one,
+// or one that was to go on from it and whose client died before it could note that.
+func (x *Session) is(r *AttachRequest) bool {
+	return x.Generation == r.Continues ||
+		x.Resumed && x.Continues == r.Continues && x.Client == r.Client && x.Host == r.Host
+}
+
+func (s *State) unsound(op string) error {
+	return refuse(ErrRefused, "%s: all copies of some of its data restarted without "+
+		"their caches, so acknowledged writes that were not flushed may be lost, and the guest "+
+		"that wrote them cannot go on as if they were there; give the kernel device up (sdc "+
+		"detach), attach anew and mount again: every flushed write is there", op)
 }
 
 // Before is what the session before an attach left, where it was not detached

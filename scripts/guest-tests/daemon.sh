@@ -10,6 +10,7 @@
 # pid prints the process id of the newest daemon.
 pid() { sed -n 's/.*msg=ready .*pid=\([0-9]*\).*/\1/p' cluster/run/sdc.log | tail -n 1; }
 
+scli_shows() { scli events | grep -q -- "$1"; }
 writes() { [ "$(awk '{ print $5 }' /sys/block/nbd0/stat)" -gt "$1" ]; }
 
 cluster_up --sds 3 --size 512M
@@ -27,6 +28,16 @@ sdc attach /dev/nbd0 --volume vol
 say "a new one has taken the device over"
 wait $fio || { cat fio.out; fail "fio saw an error"; }
 say "fio saw no error"
+
+dd if=/dev/urandom of=page bs=4096 count=1 status=none
+dd if=page of=/dev/nbd0 bs=4096 seek=1000 conv=notrunc status=none # in the page cache
+kill -KILL "$(pid)"
+within scli_shows "session-expired"
+sdc attach /dev/nbd0 --volume vol
+sync /dev/nbd0
+dd if=/dev/nbd0 bs=4096 skip=1000 count=1 iflag=direct status=none | cmp - page ||
+	fail "what the page cache held is not on the volume"
+say "a device was taken over although the session of its daemon had run out"
 
 kill -KILL "$(pid)"
 sdc detach /dev/nbd0

@@ -11,7 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"braid/cluster"
 	"braid/mdm/client"
 	"braid/nbd"
 	"braid/nbd/kernel"
@@ -96,15 +95,15 @@ func (a *attachment) open(ctx context.Context, opener Opener, r AttachRequest, g
 	}
 	a.loop = a.host.Take()
 	var err error
-	var id cluster.VolumeID
+	request := OpenRequest{Volume: r.Volume, Force: r.Force && a.resumed == nil, ReadOnly: r.ReadOnly,
+		Loop: a.loop, Pool: a.host.Pool, Resized: a.resized, Lost: a.lost}
 	if a.resumed != nil {
-		id = a.resumed.ID
+		// mdm refuses it when anybody had the volume in the meantime: the guest's page
+		// cache would not know what they wrote.
+		request.GuestAlive, request.Continues = true, a.resumed.Generation
+		request.ID = a.resumed.ID
 	}
-	a.volume, err = a.openVolume(ctx, opener, OpenRequest{
-		Volume: r.Volume, ID: id, Force: r.Force && a.resumed == nil, ReadOnly: r.ReadOnly,
-		GuestAlive: a.resumed != nil, Loop: a.loop, Pool: a.host.Pool,
-		Resized: a.resized, Lost: a.lost,
-	})
+	a.volume, err = a.openVolume(ctx, opener, request)
 	if err != nil {
 		a.host.Give(a.loop)
 		return err
@@ -116,12 +115,6 @@ func (a *attachment) open(ctx context.Context, opener Opener, r AttachRequest, g
 		a.told = a.size
 		a.mu.Unlock()
 	})
-	if a.resumed != nil {
-		if err := a.resumed.checkResumed(a.volume); err != nil {
-			_, closeErr := a.closeVolume(volumeDetach)
-			return errors.Join(err, closeErr)
-		}
-	}
 	name := a.volume.Name()
 	if a.resumed != nil {
 		name = r.Volume // it may have been renamed since; the kernel's device was not

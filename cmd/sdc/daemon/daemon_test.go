@@ -405,10 +405,11 @@ func TestSecondDaemon(t *testing.T) {
 // kernel's device by the old name.
 func TestResume(t *testing.T) {
 	for name, c := range map[string]struct {
-		gen     cluster.Generation // of the session before the resume
+		err     error // mdm's answer
 		resumes bool
 		renamed string
-	}{"same": {5, true, ""}, "attached elsewhere since": {7, false, ""}, "renamed": {5, true, "store"}} {
+	}{"same": {nil, true, ""}, "renamed": {nil, true, "store"},
+		"attached elsewhere since": {errors.New("attached elsewhere since"), false, ""}} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
 			s := saved{Attach: AttachRequest{Device: "/dev/nbd3", Volume: "db", Force: true, Connections: 2},
@@ -418,18 +419,19 @@ func TestResume(t *testing.T) {
 			}
 			b.kernel.orphans = []kernel.Connected{{Index: 3, Path: "/dev/nbd3", Volume: "db"},
 				{Index: 4, Path: "/dev/nbd4", Volume: "unknown"}}
-			b.cluster.gen, b.cluster.renamed = c.gen, c.renamed
+			b.cluster.gen = 30 // the end of a session has one of its own
+			b.cluster.renamed = c.renamed
+			b.cluster.err = c.err
 			b.cluster.errOnce = client.ErrUnreachable
 			b.start(true)
 			a, err := b.client.Attach(t.Context(), AttachRequest{Device: "/dev/nbd3", Volume: "db"})
-			r := b.cluster.last().request
-			if !r.GuestAlive || r.Force || r.ID != 8 {
-				t.Errorf("opened with %+v", r)
-			}
 			if !c.resumes {
-				mustSay(t, err, "was attached elsewhere since")
+				mustSay(t, err, "attached elsewhere since")
 				b.awaitEnd()
 				return
+			}
+			if r := b.cluster.last().request; !r.GuestAlive || r.Force || r.Continues != 5 || r.ID != 8 {
+				t.Errorf("opened with %+v", r)
 			}
 			if err != nil || a.Volume != b.cluster.last().name {
 				t.Fatalf("%+v, %v", a, err)
@@ -437,7 +439,7 @@ func TestResume(t *testing.T) {
 			if o := b.kernel.get("/dev/nbd3").o; !o.TakeOver || o.Connections != 2 || o.Volume != "db" {
 				t.Errorf("taken over with %+v", o)
 			}
-			if s, err := load(b.dir, 3); err != nil || s.ID != 8 || s.Attach.Volume != "db" || s.Generation != 6 {
+			if s, err := load(b.dir, 3); err != nil || s.ID != 8 || s.Attach.Volume != "db" || s.Generation != 31 {
 				t.Errorf("the next daemon would find %+v, %v", s, err)
 			}
 			if _, err := b.client.Detach(t.Context(), DetachRequest{Device: "nbd3"}); err != nil {

@@ -131,16 +131,6 @@ func (d *Daemon) resume(ctx context.Context) {
 	}
 }
 
-// checkResumed makes sure that nobody had the volume in the meantime: the guest's
-// page cache would not know what they wrote.
-func (s *saved) checkResumed(v Volume) error {
-	if got := v.Generation(); got != s.Generation+1 {
-		return fmt.Errorf("volume %s was attached elsewhere since (generation %d, not %d): what uses "+
-			"the device cannot go on; umount and detach it", v.Name(), got, s.Generation+1)
-	}
-	return nil
-}
-
 // orphanPatience is how long the end of a dead daemon's session may take.
 const orphanPatience = 3 * time.Second
 

@@ -36,6 +36,7 @@ type OpenRequest struct {
 	Force      bool
 	ReadOnly   bool
 	GuestAlive bool
+	Continues  cluster.Generation // with GuestAlive: of the session that the guest had
 	Loop       *loop.Loop
 	Pool       *buf.Pool
 	Resized    func(size uint64) // on the loop
@@ -79,7 +80,7 @@ func (c *Cluster) Open(ctx context.Context, r OpenRequest) (Volume, error) {
 	v, err := stripe.Attach(ctx, stripe.Config{
 		Mdm: c.mdm, Loop: r.Loop, Pool: r.Pool, Volume: r.Volume, ID: r.ID, ClientID: c.id, Host: c.host,
 		Force: r.Force, ReadOnly: r.ReadOnly, GuestAlive: r.GuestAlive,
-		Resized: r.Resized, Lost: r.Lost,
+		Continues: r.Continues, Resized: r.Resized, Lost: r.Lost,
 	})
 	if err != nil {
 		return nil, err
