@@ -94,6 +94,14 @@ one_by_one() {
 
 healthy() { [ "$(scli status -o json | jq -r .health)" = ok ]; }
 
+# children PID prints the processes that PID has started.
+children() {
+	local status
+	for status in /proc/[0-9]*/status; do
+		awk -v of="$1" '/^Pid:/ { pid = $2 } /^PPid:/ && $2 == of { print pid }' "$status" 2>/dev/null || :
+	done
+}
+
 # all_at_once: nobody is left to write anything. What the kernel had not yet sent to
 # the volume goes with the device, as it does when the machine loses its power.
 all_at_once() {
@@ -101,7 +109,7 @@ all_at_once() {
 	[ $((round % 2)) = 0 ] || within healthy
 	goes_on
 	postmaster=$(head -n 1 mnt/db/postmaster.pid)
-	mapfile -t pids < <(daemon; cat cluster/sds[123].pid cluster/mdm1.pid; pgrep -P "$postmaster")
+	mapfile -t pids < <(daemon; cat cluster/sds[123].pid cluster/mdm1.pid; children "$postmaster")
 	kill -KILL "${pids[@]}" "$postmaster" || say "one had ended by itself"
 	say "all were killed"
 	for who in mdm1 sds1 sds2 sds3; do cluster start $who; done
