@@ -21,6 +21,7 @@ type request struct {
 	write   bool
 	value   uint64 // written
 	unknown bool   // a write whose outcome nobody knows
+	durable bool   // a FUA write: once it is answered nothing older comes back
 }
 
 // history is everything that was asked and answered since it was settled. A write that
@@ -171,7 +172,7 @@ func (h *history) crash(t *testing.T, values []uint64) {
 }
 
 // mayBe: after a crash a block holds one of the values that were written, but none
-// that another one had followed before a flush was sent.
+// that another one had followed before a flush was sent, or a FUA write.
 func mayBe(ops []porcupine.Operation, value uint64, flushed int64) bool {
 	for _, op := range ops {
 		r := op.Input.(request)
@@ -180,7 +181,7 @@ func mayBe(ops []porcupine.Operation, value uint64, flushed int64) bool {
 		}
 		for _, later := range ops {
 			l := later.Input.(request)
-			if l.write && !l.unknown && later.Call > op.Return && later.Return < flushed {
+			if l.write && !l.unknown && later.Call > op.Return && (l.durable || later.Return < flushed) {
 				return false
 			}
 		}
@@ -196,6 +197,9 @@ func tell(ops []porcupine.Operation) (text string) {
 		what := fmt.Sprintf("read saw %d", op.Output)
 		if r.write {
 			what = fmt.Sprintf("wrote %d", r.value)
+		}
+		if r.durable {
+			what += " with FUA"
 		}
 		if r.unknown {
 			what += " or not"

@@ -190,9 +190,12 @@ func (l *load) write(w, b int) {
 	data := make([]byte, block)
 	stamp(data, b, value)
 	s := l.current(nil)
-	r := request{block: b, write: true, value: value}
+	r, cmd := request{block: b, write: true, value: value}, uint32(cmdWrite)
+	if r.durable = value%4 == 0; r.durable {
+		cmd |= flagFUA
+	}
 	call := l.h.now()
-	a := s.do(cmdWrite, uint64(b)*stride, block, data)
+	a := s.do(cmd, uint64(b)*stride, block, data)
 	switch {
 	case a.err == nil:
 		l.h.done(w, r, call, 0)

@@ -22,6 +22,7 @@ const (
 	cmdFlush      = 3
 	cmdTrim       = 4
 	cmdZero       = 6
+	flagFUA       = 1 << 16 // beside a command: the answer says that it is durable
 	errNoSpace    = 28
 	block         = 4096
 )
@@ -88,7 +89,7 @@ func handshake(c net.Conn, export string) error {
 }
 
 // do sends a request and waits for what comes of it.
-func (n *conn) do(cmd uint16, off uint64, length int, payload []byte) answer {
+func (n *conn) do(cmd uint32, off uint64, length int, payload []byte) answer {
 	reply := make(chan answer, 1)
 	n.mu.Lock()
 	if n.broken {
@@ -97,13 +98,12 @@ func (n *conn) do(cmd uint16, off uint64, length int, payload []byte) answer {
 	}
 	n.next++
 	w := waiter{reply: reply}
-	if cmd == cmdRead {
+	if uint16(cmd) == cmdRead {
 		w.length = length
 	}
 	n.wait[n.next] = w
 	head := binary.BigEndian.AppendUint32(make([]byte, 0, 28+len(payload)), 0x25609513)
-	head = binary.BigEndian.AppendUint16(head, 0)
-	head = binary.BigEndian.AppendUint16(head, cmd)
+	head = binary.BigEndian.AppendUint32(head, cmd) // flags and type
 	head = binary.BigEndian.AppendUint64(head, n.next)
 	head = binary.BigEndian.AppendUint64(head, off)
 	head = binary.BigEndian.AppendUint32(head, uint32(length))

@@ -50,6 +50,15 @@ func TestOracle(t *testing.T) {
 			t.Errorf("value %d after a crash, flush at %d: %t, want %t", c.value, c.flushed, good, c.good)
 		}
 	}
+	fua := wrote(10, 11, 8)
+	fua.Input = request{write: true, durable: true, value: 8}
+	lost := maybe(12, 13, 9)
+	lost.Input = request{write: true, durable: true, unknown: true, value: 9}
+	for value, good := range map[uint64]bool{5: false, 6: false, 8: true, 9: true} {
+		if mayBe(append(ops[:2:2], fua, lost), value, 0) != good {
+			t.Errorf("value %d after a crash behind an answered FUA write of 8: want %t", value, good)
+		}
+	}
 	data := make([]byte, block)
 	stamp(data, 3, 9)
 	if v, err := stamped(data, 3); v != 9 || err != nil {

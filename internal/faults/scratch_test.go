@@ -22,7 +22,7 @@ func (l *load) scratch(w int, r *rand.Rand) {
 	at := (w+workers*r.IntN(blocks/workers))*stride + scratchFrom + first*block
 	before := l.mirror[at : at+count*block]
 	after := make([]byte, len(before))
-	cmd, payload := uint16(cmdWrite), after
+	cmd, payload := uint32(cmdWrite), after
 	switch r.IntN(5) {
 	case 0:
 		l.look(nil, at, before, before)
@@ -36,12 +36,19 @@ func (l *load) scratch(w int, r *rand.Rand) {
 			binary.LittleEndian.PutUint64(after[i:], r.Uint64())
 		}
 	}
+	durable := r.IntN(4) == 0
+	if durable {
+		cmd |= flagFUA
+	}
 	l.remember(at, before, after)
 	s := l.current(nil)
 	a := s.do(cmd, uint64(at), len(before), payload)
 	switch {
 	case a.err == nil:
 		copy(before, after)
+		if durable {
+			l.forget(at, after)
+		}
 	case errors.Is(a.err, errBroken):
 		l.look(s, at, before, after) // the next client says which it is
 	default:
@@ -83,8 +90,17 @@ func (l *load) remember(at int, before, after []byte) {
 	}
 }
 
+// forget drops what blocks have held before: what they hold now is durable.
+func (l *load) forget(at int, now []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := 0; i < len(now); i += block {
+		l.recent[at+i] = []uint64{xxhash.Sum64(now[i : i+block])}
+	}
+}
+
 // survey reads the volume after a loss of all power: each block holds something that
-// it has held since the last flush at rest, those with a history what their history
+// it has held since the last flush at rest, or a FUA request to it, those with a history what their history
 // allows. The mirror learns what it is. All workers wait.
 func (l *load) survey(s *client) {
 	l.t.Helper()
