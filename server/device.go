@@ -339,8 +339,8 @@ func (d *device) refreshReport() {
 		Volumes: map[cluster.VolumeID]cluster.Generation{}}
 	r.RotMended, r.RotFound = st.Mended, st.Mended+d.mend.unmended
 	r.Scrub = d.scrub.progress()
+	p := d.target.core.Stats()
 	if d.target.core.Busy() {
-		p := d.target.core.Stats()
 		r.Resync = &client.ResyncReport{Groups: p.Groups, Compared: p.Compared, ChunksLeft: uint64(p.Dirty),
 			BytesCopied: p.BytesCopied, BytesPerSecond: uint64(p.Rate), Stuck: p.Stuck}
 		m := &d.catchUp
@@ -349,7 +349,8 @@ func (d *device) refreshReport() {
 	} else {
 		d.catchUp = catchUpMeter{}
 	}
-	d.stats.resynced.Store(d.target.core.Stats().BytesCopied)
+	d.stats.resynced.Store(p.BytesCopied)
+	d.stats.repeated.Store(p.Repeated)
 	if d.state == deviceFailed {
 		r.Failed = "failed"
 		if err := d.core.Err(); err != nil {

@@ -191,6 +191,10 @@ func (s *slot) answer(h *transport.Header) {
 		if s.ticket.Skip {
 			s.ticket.Skip = false
 			h.Flags |= transport.FlagSkipped
+			if s.head.Op == transport.OpWrite {
+				st := &s.conn.dev.stats.skipped
+				st.Store(st.Load() + uint64(s.head.Length))
+			}
 		}
 		return
 	}

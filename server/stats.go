@@ -16,6 +16,8 @@ type deviceStats struct {
 	frames, diskOps, diskErrors, pauses atomic.Uint64
 	refusals                            [statusCount]atomic.Uint64 // replies by status, but StatusOK
 	resynced                            atomic.Uint64              // bytes copied by resync
+	repeated                            atomic.Uint64              // chunks whose copy began anew
+	skipped                             atomic.Uint64              // bytes of clients that were left to the copy
 	conns                               atomic.Int64
 	pressure                            atomic.Int64
 	store                               atomic.Pointer[store.Stats]
