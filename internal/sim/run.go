@@ -124,12 +124,34 @@ func (w *World) settle() {
 			v.guest.submit(&request{r: bio.Request{Op: bio.Flush}})
 		}
 	}
-	if !w.await(w.rested) {
+	if !w.await(w.rested) || !w.readBack() {
 		return
 	}
 	w.identical()
 	w.emptied()
 }
+
+// readBack reads every block that was ever written, through the client: the oracle
+// judges what it returns. That the other copies hold the same is identical's.
+func (w *World) readBack() bool {
+	for _, v := range w.volumes {
+		written := func(b int) bool { return b < len(v.oracle.blocks) && v.oracle.blocks[b].end() > 1 }
+		for b := 0; b < len(v.oracle.blocks) && v.serving(); b++ {
+			first := b
+			for b-first < longestRead && written(b) {
+				b++
+			}
+			if b > first {
+				v.guest.submit(&request{r: bio.Request{Op: bio.Read}, first: uint64(first), count: uint64(b - first)})
+				b--
+			}
+		}
+	}
+	return w.await(w.rested)
+}
+
+// longestRead is the blocks of a read at the end of a run.
+const longestRead = 32
 
 // leftFor is how long background work may take when everything has ended.
 const leftFor = 60 * s1

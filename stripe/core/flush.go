@@ -41,7 +41,7 @@ type flushState struct {
 // unflushed there is nothing to do: writes under way need not be covered.
 func (c *Core) submitFlush(r *bio.Request) {
 	switch {
-	case c.cfg.Before.GuestAlive && c.gate.uncollected+c.resolver.suspects > 0:
+	case c.gate.inherits && c.gate.uncollected+c.resolver.suspects > 0:
 		// It covers what the old session acknowledged, too, and that is durable
 		// everywhere only when it is resolved.
 		c.flush.late.push(r)
@@ -139,8 +139,10 @@ func (c *Core) flushAnswered() {
 	c.startFlush()
 }
 
-// resolvedAll lets the flushes go on that waited for the old session's writes.
+// resolvedAll lets the flushes go on that waited for the old session's writes. From
+// here on a resumed session is like any other: what a copy may lose is its own.
 func (c *Core) resolvedAll() {
+	c.gate.inherits = false
 	for n := c.flush.late.n; n > 0; n-- {
 		c.submitFlush(c.flush.late.pop())
 	}

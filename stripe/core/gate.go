@@ -20,7 +20,10 @@ type gateState struct {
 	drains      int  // jobs and locks that wait for writes under way to end
 	freed       bool // such a write may have ended
 	holding     bool // rules 15, 26: not every device of the old session is fenced
-	holdUntil   int64
+	// inherits: a guest goes on, and what the old session acknowledged to it is not
+	// resolved and durable on all copies yet.
+	inherits  bool
+	holdUntil int64
 }
 
 // chunkState is why requests to a chunk wait.
@@ -156,6 +159,7 @@ func (c *Core) adoptGates(old []group) {
 func (c *Core) beginAttach() {
 	c.gate.uncollected = len(c.groups)
 	c.gate.closed += len(c.groups)
+	c.gate.inherits = c.cfg.Before.GuestAlive
 	for i := range c.devs {
 		if d := &c.devs[i]; d.member {
 			d.mustBeFenced = true
@@ -315,7 +319,7 @@ func (c *Core) queueSuspects() {
 	})
 	for _, chunk := range r.todo[first:] {
 		g := &c.groups[c.groupOf(chunk)]
-		if c.cfg.Before.GuestAlive && !c.hasSource(g) {
+		if c.gate.inherits && !c.hasSource(g) {
 			c.lose(c.noSource(g))
 			return
 		}

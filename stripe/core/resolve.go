@@ -119,6 +119,12 @@ func (c *Core) beginJob(ji int32) {
 	g := &c.groups[j.group]
 	j.again = false
 	j.n = copy(j.set[:], g.inSync())
+	if c.gate.inherits && !c.hasSource(g) && !c.cfg.Off.Has(rules.UnbrokenSource) {
+		// The last copy that had everything lost its cache since the attach (rule 6).
+		// That our own session wrote nothing there does not make it whole.
+		c.lose(c.noSource(g))
+		return
+	}
 	if j.n < 2 {
 		// Nothing to compare with: what torn blocks hold is adopted by the stamp.
 		c.stampJob(ji)
@@ -457,7 +463,7 @@ func (c *Core) sources(j *job) (list []int, ok bool) {
 	if len(list) > 0 {
 		return list, true
 	}
-	if c.cfg.Before.GuestAlive {
+	if c.gate.inherits {
 		return nil, false
 	}
 	for k := range j.n {

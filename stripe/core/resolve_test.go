@@ -168,6 +168,40 @@ func TestNoSource(t *testing.T) {
 	}
 }
 
+// Goal: a guest that kept running is not served by a copy that was whole at the
+// attach and has lost its cache since, though this session wrote nothing there
+// (rule 6). Method: the group's only copy is reborn while its chunk is resolved, or
+// after that: then nothing is lost.
+func TestSourceForgetsDuringTheResolve(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		s := oneGroup(t, func(c *simConfig) {
+			c.before = Before{GuestAlive: true, Source: unbroken(1)}
+			c.prepare = func(s *sim) { inLog(0, s.devs[0]) }
+			c.refuse = transport.OpStamp
+		})
+		s.dropReplica(2)
+		s.settle()
+		r := s.begin(bio.Request{Op: bio.Read, Len: 4096, Data: block(9)})
+		if late {
+			s.answer = nil
+			s.tick(time.Second)
+			s.mustEnd("read", r, nil)
+		}
+		s.reborn(s.devs[0])
+		s.answer = nil
+		s.tick(time.Second)
+		if late {
+			inLog(0, s.devs[0])
+			s.mustEnd("a later read", s.begin(bio.Request{Op: bio.Read, Len: 4096, Data: block(9)}), nil)
+			continue
+		}
+		s.mustEnd("read", r, bio.ErrIO)
+		if !errors.Is(s.core.Err(), ErrNoSource) {
+			t.Errorf("the reason is %v", s.core.Err())
+		}
+	}
+}
+
 // Goal: a flush of a guest that kept running covers what the older session
 // acknowledged: it ends when that is resolved and durable. Method: hold OpSums.
 func TestFlushWaitsForTheOldSession(t *testing.T) {
