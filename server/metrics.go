@@ -115,8 +115,8 @@ func (d *device) collect(out chan<- prometheus.Metric) {
 	st, ls := &d.stats, d.loop.Stats()
 	send(c, "frames_total", "Requests received.", float64(st.frames.Load()))
 	send(c, "resync_bytes_total", "Bytes copied to bring groups in sync.", float64(st.resynced.Load()))
-	send(c, "resync_skipped_bytes_total",
-		"Written by clients to chunks that were still to be copied, and left to that.", float64(st.skipped.Load()))
+	send(c, "resync_skipped_bytes_total", "Written by clients to chunks still to be copied, and left to that.",
+		float64(st.skipped.Load()))
 	send(c, "resync_repeated_chunks_total", "Chunks whose copy had to begin anew.", float64(st.repeated.Load()))
 	send(c, "disk_operations_total", "Operations given to the disk.", float64(st.diskOps.Load()))
 	send(c, "disk_errors_total", "Operations that the disk failed.", float64(st.diskErrors.Load()))
