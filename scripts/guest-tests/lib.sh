@@ -14,6 +14,9 @@ export BRAID_WAIT=${BRAID_WAIT:-600}
 # amount SHORT SOAK: how much of something the short form and the long one take.
 amount() { if [ -z "${BRAID_SOAK:-}" ]; then echo "$1"; else echo "$2"; fi; }
 
+# soak: whether this is the long form.
+soak() { [ -n "${BRAID_SOAK:-}" ]; }
+
 # say TEXT: one line of the story, with the seconds since the start.
 say() { printf '%4d s  %s\n' $((SECONDS - test_began)) "$*"; }
 

@@ -99,29 +99,30 @@ func (d *Disk) Flushes() int {
 	return d.flushes
 }
 
-// Spoil changes a bit in each sector that holds these bytes, as rot does, and
-// returns how many there were.
-func (d *Disk) Spoil(data []byte) (count int) {
+// Spoil changes a bit in each sector that holds one of the sectors of data, as rot
+// does, and returns how many there were.
+func (d *Disk) Spoil(data []byte) int {
+	return d.each(data, func(i int64, s []byte) {
+		s = bytes.Clone(s)
+		s[100] ^= 4
+		d.current[i] = s
+		delete(d.durable, i)
+	})
+}
+
+// Count returns how many sectors hold one of the sectors of data.
+func (d *Disk) Count(data []byte) int { return d.each(data, func(int64, []byte) {}) }
+
+func (d *Disk) each(data []byte, do func(i int64, s []byte)) (count int) {
+	wanted := map[string]bool{}
+	for off := 0; off < len(data); off += sector {
+		wanted[string(data[off:off+sector])] = true
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for i, s := range d.current {
-		if bytes.Equal(s, data) {
-			s = bytes.Clone(s)
-			s[100] ^= 4
-			d.current[i] = s
-			delete(d.durable, i)
-			count++
-		}
-	}
-	return count
-}
-
-// Count returns how many sectors hold these bytes.
-func (d *Disk) Count(data []byte) (count int) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, s := range d.current {
-		if bytes.Equal(s, data) {
+		if wanted[string(s)] {
+			do(i, s)
 			count++
 		}
 	}

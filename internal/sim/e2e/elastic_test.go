@@ -133,6 +133,7 @@ func (c *Cluster) awaitMoves(what string, more func(*pb.MovesResponse, *pb.Statu
 // three servers become five, one is removed in order, one is lost for good. What
 // a device gave away is free there.
 func TestElastic(t *testing.T) {
+	t.Parallel()
 	c := Start(t, Options{DiskSize: 512 << 20})
 	v := c.MustAttach(c.CreateVolume(&pb.CreateVolumeRequest{Size: 64 << 20, Replicas: 2}))
 	l := startLoad(c, v, 3, 16<<20)
@@ -181,6 +182,7 @@ func TestElastic(t *testing.T) {
 // has fewer copies than it should at any time, under load; afterwards data is back.
 // Without room for that on another server it is refused.
 func TestProtectedMaintenance(t *testing.T) {
+	t.Parallel()
 	c := Start(t, Options{})
 	v := c.MustAttach(c.CreateVolume(&pb.CreateVolumeRequest{Size: 32 << 20, Replicas: 2}))
 	l := startLoad(c, v, 2, 8<<20)

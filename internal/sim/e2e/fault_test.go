@@ -69,6 +69,7 @@ func eachCopyAlone(t *testing.T, c *Cluster, v *stripe.Volume, want []byte) {
 // read and on every copy, and all that was flushed. Method: its loop ends, with its
 // connections, in the middle of writes over flushed bytes.
 func TestClientDies(t *testing.T) {
+	t.Parallel()
 	c := Start(t, Options{})
 	name := c.CreateVolume(&pb.CreateVolumeRequest{Size: 64 << 20, Replicas: 2})
 	own, err := loop.New(loop.Options{Name: "mortal"})
@@ -119,6 +120,7 @@ func TestClientDies(t *testing.T) {
 // that acknowledged writes may be gone; who attaches anew finds what was flushed,
 // and the rest old or new. Method: as said.
 func TestAllLosePower(t *testing.T) {
+	t.Parallel()
 	c := Start(t, Options{})
 	name := c.CreateVolume(&pb.CreateVolumeRequest{Size: 64 << 20, Replicas: 2})
 	lost := make(chan error, 1)
@@ -169,6 +171,7 @@ func TestAllLosePower(t *testing.T) {
 // it catches up, and another one loses power as soon as all is well; in the end
 // each copy alone has every byte. Method: writers with models, as said.
 func TestFaultsInSequence(t *testing.T) {
+	t.Parallel()
 	c := Start(t, Options{})
 	v := c.MustAttach(c.CreateVolume(&pb.CreateVolumeRequest{Size: 64 << 20, Replicas: 2}))
 	const workers, span = 3, 8 << 20
@@ -202,6 +205,7 @@ func TestFaultsInSequence(t *testing.T) {
 // Method: the new one overwrites; reads of the old one, which were admitted before
 // and after, end with an error or with the new bytes.
 func TestTheOldClientReadsNothingOld(t *testing.T) {
+	t.Parallel()
 	c := Start(t, Options{})
 	name := c.CreateVolume(&pb.CreateVolumeRequest{Size: 64 << 20, Replicas: 2})
 	first, err := c.Attach(name, nil)

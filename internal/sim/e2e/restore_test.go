@@ -21,6 +21,7 @@ import (
 // goes on and changes are refused; afterwards no session is lost, the copy that
 // missed writes is not believed, and every byte is there.
 func TestRestore(t *testing.T) {
+	t.Parallel()
 	c := Start(t, Options{DiskSize: 512 << 20})
 	v := c.MustAttach(c.CreateVolume(&pb.CreateVolumeRequest{Size: 64 << 20, Replicas: 2}))
 	l := startLoad(c, v, 2, 8<<20)

@@ -32,6 +32,7 @@ func random(n int, seed uint64) []byte {
 // Goal: a volume of a whole cluster is a block device like any other. Method:
 // the conformance suite, with a fresh volume for each of its tests.
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	shapes := []struct {
 		name string
 		make pb.CreateVolumeRequest
@@ -55,6 +56,7 @@ func TestConformance(t *testing.T) {
 // Goal: a single store, with nothing to stand in for it, is a block device.
 // Method: the conformance suite on one server with one device and one copy.
 func TestConformanceOfOneStore(t *testing.T) {
+	t.Parallel()
 	c := Start(t, Options{Servers: 1, Consumers: biotest.Consumers(), DiskSize: 1 << 30})
 	conform(t, c, &pb.CreateVolumeRequest{Size: 16 << 20, Replicas: 1})
 }
@@ -79,6 +81,7 @@ func conform(t *testing.T, c *Cluster, shape *pb.CreateVolumeRequest) {
 // Goal: a 1 MiB read goes to 8 chunks with one frame each, and a sequential
 // write spreads over all devices within 10 %. Method: count frames and bytes.
 func TestStriping(t *testing.T) {
+	t.Parallel()
 	c := Start(t, Options{Devices: 2})
 	v := c.MustAttach(c.CreateVolume(&pb.CreateVolumeRequest{Size: 256 << 20, Replicas: 2}))
 	data := random(1<<20, 1)
@@ -118,6 +121,7 @@ func TestStriping(t *testing.T) {
 // Goal: every server may be killed, or lose its power, after a flush, and
 // nothing is lost; I/O goes on afterwards. Method: as said, one after the other.
 func TestServersComeBack(t *testing.T) {
+	t.Parallel()
 	for _, powerLoss := range []bool{false, true} {
 		c := Start(t, Options{})
 		v := c.MustAttach(c.CreateVolume(&pb.CreateVolumeRequest{Size: 64 << 20, Replicas: 2}))
@@ -148,6 +152,7 @@ func TestServersComeBack(t *testing.T) {
 // Goal: I/O to a server that is away waits, says for whom, and ends when the
 // server is back. Reads go on from the other copy. Method: stop one server.
 func TestAwayServerIsWaitedFor(t *testing.T) {
+	t.Parallel()
 	c := Start(t, Options{Waits: true})
 	v := c.MustAttach(c.CreateVolume(&pb.CreateVolumeRequest{Size: 64 << 20, Replicas: 2}))
 	want := random(1<<20, 9)
@@ -179,6 +184,7 @@ func TestAwayServerIsWaitedFor(t *testing.T) {
 // Goal: a detach ends in time although all servers are gone, and says what was
 // left. Method: stop them with a write on its way.
 func TestDetachWithoutServers(t *testing.T) {
+	t.Parallel()
 	c := Start(t, Options{})
 	name := c.CreateVolume(&pb.CreateVolumeRequest{Size: 64 << 20, Replicas: 2})
 	v, err := c.Attach(name, nil)
@@ -206,6 +212,7 @@ func TestDetachWithoutServers(t *testing.T) {
 // Goal: a second attach is refused, a forced one fences the first client, which
 // is told. Method: two clients.
 func TestForceFences(t *testing.T) {
+	t.Parallel()
 	c := Start(t, Options{})
 	name := c.CreateVolume(&pb.CreateVolumeRequest{Size: 64 << 20, Replicas: 2})
 	lost := make(chan error, 1)
@@ -252,6 +259,7 @@ func TestForceFences(t *testing.T) {
 // Goal: I/O goes on while the metadata manager is away, for longer than the
 // session's lease, and the session survives its return. Method: stop it.
 func TestManagerAway(t *testing.T) {
+	t.Parallel()
 	c := Start(t, Options{})
 	v := c.MustAttach(c.CreateVolume(&pb.CreateVolumeRequest{Size: 64 << 20, Replicas: 2}))
 	want := random(1<<20, 5)
@@ -275,6 +283,7 @@ func TestManagerAway(t *testing.T) {
 // Goal: several connections to each device serve one session together, also
 // while one server comes and goes. Method: writes and reads around a restart.
 func TestSeveralConnectionsPerDevice(t *testing.T) {
+	t.Parallel()
 	c := Start(t, Options{})
 	name := c.CreateVolume(&pb.CreateVolumeRequest{Size: 64 << 20, Replicas: 2})
 	v, err := c.Attach(name, func(cfg *stripe.Config) { cfg.ConnsPerDevice = 2 })
@@ -311,6 +320,7 @@ func TestSeveralConnectionsPerDevice(t *testing.T) {
 // long: each is in sync again soon, by itself. Method: writers with ranges of
 // their own, a model of each, one restart after the other.
 func TestRestartsUnderLoad(t *testing.T) {
+	t.Parallel()
 	c := Start(t, Options{})
 	v := c.MustAttach(c.CreateVolume(&pb.CreateVolumeRequest{Size: 64 << 20, Replicas: 2}))
 	const workers, span = 4, 8 << 20
@@ -363,6 +373,7 @@ func TestRestartsUnderLoad(t *testing.T) {
 
 // Goal: a resize reaches the volume. Method: grow it, write beyond the old end.
 func TestResize(t *testing.T) {
+	t.Parallel()
 	c := Start(t, Options{})
 	name := c.CreateVolume(&pb.CreateVolumeRequest{Size: 64 << 20, Replicas: 2})
 	sizes := make(chan uint64, 8)
