@@ -16,14 +16,32 @@ import (
 const (
 	healthEvery = 20 // ticks
 	healthTicks = 4
+	fillEvery   = 4 // ticks between two looks at how full devices are
 )
 
 // healthWatch is what the leader has seen last. It belongs to tick.
 type healthWatch struct {
+	filled  int    // ticks since devices that fill up were looked for
 	version uint64 // of the map
 	age     int    // ticks since it was looked at
 	health  string
 	lasted  int // ticks
+}
+
+// tellFill makes events of devices that fill up, or have room again.
+func (l *leader) tellFill(ctx context.Context) error {
+	if l.health.filled++; l.health.filled < fillEvery {
+		return nil
+	}
+	l.health.filled = 0
+	used, now, news := l.leases.usage(), l.now(), false
+	l.store.read(func(st *state.State) { news = !st.TellFill(used, now).Empty() })
+	if !news {
+		return nil
+	}
+	return l.change(ctx, func(st *state.State, now time.Time) (*state.Tx, error) {
+		return st.TellFill(used, now), nil
+	})
 }
 
 // tellHealth makes an event of a change of health.

@@ -190,7 +190,8 @@ func (l *leader) tick(ctx context.Context) error {
 		if held {
 			continue
 		}
-		if err := errors.Join(l.expire(ctx), l.tend(ctx), l.tellHealth(ctx), l.schedule(ctx)); err != nil {
+		if err := errors.Join(l.expire(ctx), l.tend(ctx), l.tellHealth(ctx), l.tellFill(ctx),
+			l.schedule(ctx)); err != nil {
 			// It passes: etcd may be without a quorum. The leases stay as they are
 			// and the next tick tries again.
 			l.log.Warn("leases that ran out could not be ended", "error", err)

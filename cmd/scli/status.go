@@ -266,6 +266,10 @@ func (s *status) advise(devices []*pb.Device) {
 	}
 	switch s.Health {
 	case "ok":
+		if len(s.Reasons) > 0 {
+			do("nothing at once: see the remarks above")
+			return
+		}
 		do("nothing")
 	case "rebuilding", "rebalancing":
 		do("nothing: it goes on by itself%s", s.remaining())

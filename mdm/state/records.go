@@ -105,6 +105,7 @@ type Device struct {
 	// Scrubbed is when the newest scrub of everything on it that ended began, or when
 	// it joined: until then there was nothing on it.
 	Scrubbed time.Time `json:"scrubbed,omitzero"`
+	Told     string    `json:"told,omitempty"` // which level of fill an event has told of
 }
 
 // Volume is the record of a volume.

@@ -67,6 +67,7 @@ func (s *State) Status(used map[cluster.DeviceID]uint64) Status {
 			"them waits", st.groupsOut, st.Groups)
 	}
 	s.fullDevices(&st, used)
+	s.noteReserve(&st, used)
 	s.downParts(&st)
 	switch {
 	case st.GroupsDegraded > 0 && st.partsDown == 0 && st.GroupsRebuilding > 0:
