@@ -12,7 +12,8 @@ import (
 // that nobody asks for anything and that has had time for its background work:
 // then nothing is pinned or queued, and no region in the activity log, but those
 // that stays says may be, of a copy that is not in sync, and those with a
-// mark, which the next attach resolves.
+// mark, which the next attach resolves. A poisoned one is none of these: its client
+// has seen the new incarnation, and has it resolved.
 func (c *Core) Left(stays func(cluster.VolumeID, uint64) bool) string {
 	if c.failed != nil {
 		return ""
@@ -64,7 +65,7 @@ func (c *Core) leftInLog(stays func(cluster.VolumeID, uint64) bool) string {
 		e := &c.al.ent[i]
 		switch {
 		case i == 0 || e.state == alFree:
-		case e.marks != 0, stays(volumeOf(e), e.key.chunk):
+		case e.marks != 0 && e.marks&MarkPoisoned == 0, stays(volumeOf(e), e.key.chunk):
 			kept++
 		default:
 			return fmt.Sprintf("chunk %d of volume %d in the activity log: tag (%d, %d), marks %v, slot %d, %d changes",

@@ -247,7 +247,7 @@ func (c *Core) listed(dev int32, r *transport.Region) {
 	switch {
 	case !g.has(dev):
 		return // a target's: mdm and the target see to it
-	case g.collected && !(c.devs[dev].relists && r.Marks&markSuspect != 0):
+	case g.collected && !(c.devs[dev].relists && r.Marks&(markSuspect|markPoisoned) != 0):
 		return // our own writes
 	case c.cfg.Off.Has(rules.UnionOfLogs) && dev != g.members[0]:
 		return

@@ -75,8 +75,9 @@ type job struct {
 
 // Marks of an activity-log entry, as in the store.
 const (
-	markSuspect = 1 << 0
-	markTarget  = 1 << 2
+	markSuspect  = 1 << 0
+	markTarget   = 1 << 2
+	markPoisoned = 1 << 3
 )
 
 // startJob begins with the next suspect chunk. It reports whether it did anything.
