@@ -24,6 +24,7 @@ type chunkLock struct {
 	chunk   uint64
 	pg      cluster.PGID
 	attempt uint32
+	epoch   uint32 // in which it was asked for
 	granted bool
 }
 
@@ -93,7 +94,7 @@ func (c *Core) lock(l int32, h *transport.Header) transport.Status {
 	c.gate.drains++
 	c.gate.freed = true
 	c.locking.locks = append(c.locking.locks, chunkLock{link: l, id: h.ID, chunk: h.Chunk, pg: g.id,
-		attempt: g.attempt})
+		attempt: g.attempt, epoch: g.epoch})
 	return lockWaits
 }
 
@@ -138,14 +139,16 @@ func (c *Core) voidLocks(l int32) {
 	c.locking.answers = slices.DeleteFunc(c.locking.answers, func(a answer) bool { return a.link == l })
 }
 
-// adoptLocks ends those of attempts that a new map has ended.
+// adoptLocks ends those of attempts that a new map has ended, and those that still
+// wait: what they wait for may now end without the copy that the target chose as its
+// source. A lock that was granted stays, as no write to the chunk has ended since.
 func (c *Core) adoptLocks() {
 	if len(c.locking.locks) == 0 {
 		return
 	}
 	over := func(k *chunkLock) bool {
 		g := &c.groups[k.pg.Index()]
-		return g.target() != c.links[k.link].dev || g.attempt != k.attempt
+		return g.target() != c.links[k.link].dev || g.attempt != k.attempt || !k.granted && g.epoch != k.epoch
 	}
 	for i := range c.locking.locks {
 		if k := &c.locking.locks[i]; !k.granted && over(k) {

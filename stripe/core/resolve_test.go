@@ -445,6 +445,25 @@ func TestChunkLockOfAnotherEpoch(t *testing.T) {
 	}
 }
 
+// Goal: a lock that waits is not granted in a later epoch: the write that it waited
+// for has ended without a copy, and that may be the one the target copies from.
+func TestChunkLockThatWaitedTooLong(t *testing.T) {
+	s := oneGroup(t, nil)
+	s.withTarget(1)
+	s.hold[1] = true
+	w := s.write(0, block(1))
+	s.lockFrame(transport.OpLock, 0, 77)
+	s.dropReplica(1)
+	s.settle()
+	s.mustEnd("the write without the copy that is away", w, nil)
+	if st, ok := s.lockAnswer(77); !ok || st != transport.StatusStaleEpoch {
+		t.Errorf("the lock is answered %v, %v", st, ok)
+	}
+	if n := len(s.core.locking.locks) + s.core.gate.drains; n != 0 {
+		t.Errorf("%d left behind", n)
+	}
+}
+
 // Goal: a read ends only when each copy has confirmed the generation within the
 // lease (rule 15), and an idle client finds out by asking. Method: time passes
 // while one copy is out of reach; then it answers, or is evicted.
