@@ -68,9 +68,15 @@ func (n *Node) left() string {
 }
 
 // isStale reports whether a node has no in-sync copy of a chunk: nothing takes that
-// out of its log then.
+// out of its log then. Nor is there anybody to do it where a client was lost and the
+// volume is not attached again.
 func (n *Node) isStale(id cluster.VolumeID, chunk uint64) bool {
 	m := n.w.mdm.m
+	for _, v := range n.w.volumes {
+		if v.id == id && v.over {
+			return true
+		}
+	}
 	pg := m.VolumePG(m.Volumes[id], chunk)
 	return pg == nil || !pg.Has(n.dev)
 }

@@ -30,6 +30,7 @@ type device struct {
 	inc      cluster.Incarnation
 	incKnown bool
 	mapInc   cluster.Incarnation
+	renew    bool   // the newest map has brought an incarnation that no connection told of
 	broken   string // why its copies are not to be trusted; empty: they are
 
 	unflushed span // intervals of the writes that it acked and has not flushed

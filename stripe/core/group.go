@@ -76,6 +76,7 @@ func (c *Core) SetMap(now int64, m *cluster.Map, local func(*cluster.Device) boo
 	}
 	for _, id := range slices.Sorted(maps.Keys(m.Devices)) { // the same map, the same run
 		dev, d := m.Devices[id], &c.devs[c.device(id)]
+		d.renew = d.mapInc != 0 && dev.Incarnation != d.mapInc && d.incKnown && dev.Incarnation != d.inc
 		d.server, d.addr, d.faultSet, d.mapInc = dev.Server, dev.Addr, dev.FaultSet, dev.Incarnation
 		d.local = local != nil && local(dev)
 	}
@@ -178,6 +179,11 @@ func (c *Core) adoptDevices() {
 			}
 			if d.wasInSync && !d.inSync {
 				c.demoted(int32(i))
+			}
+			if d.renew {
+				// A disk error gives a device another incarnation under an open connection. Who
+				// has nothing under way there would not hear of it.
+				c.closeLinks(int32(i), "it has another incarnation, says mdm")
 			}
 			continue
 		}

@@ -4,6 +4,7 @@ package core
 
 import (
 	"errors"
+	"maps"
 	"testing"
 	"time"
 
@@ -125,4 +126,50 @@ func TestUnknownWriteMeetsAFullLog(t *testing.T) {
 	}
 	s.mustEnd("the flush", flush, nil)
 	s.mustEnd("the write", w, nil)
+}
+
+// Goal: who has nothing under way on a device hears of its new incarnation from mdm
+// and connects again to see; not when the connection knows it already, or the map is
+// what is late. Method: maps, one incarnation after the other.
+func TestMapNamesANewIncarnation(t *testing.T) {
+	s := oneGroup(t, nil)
+	d := s.devs[0]
+	tell := func() {
+		next := *s.m
+		next.Version++
+		next.Devices = maps.Clone(s.m.Devices)
+		for _, d := range s.devs {
+			device := *next.Devices[d.id]
+			device.Incarnation = cluster.Incarnation(d.inc)
+			next.Devices[d.id] = &device
+		}
+		s.m = &next
+		if err := s.core.SetMap(s.now, s.m, nil); err != nil {
+			t.Fatal(err)
+		}
+		s.settle()
+	}
+	tell()
+	first, ok := s.findLink(d)
+	if !ok {
+		t.Fatal("not connected at first")
+	}
+	d.inc += 100 // under the open connection
+	tell()
+	if l, ok := s.findLink(d); ok && l == first {
+		t.Fatal("the old connection stays")
+	}
+	if _, ok := s.findLink(d); !ok {
+		s.up(d)
+		s.settle()
+	}
+	if s.core.Sound() != s.m.Version {
+		t.Errorf("sound in version %d, the map is %d", s.core.Sound(), s.m.Version)
+	}
+	s.reborn(d)
+	now, _ := s.findLink(d)
+	tell() // late
+	if l, ok := s.findLink(d); !ok || l != now {
+		t.Error("a connection that knows it already was closed")
+	}
 }
