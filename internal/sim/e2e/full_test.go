@@ -17,6 +17,7 @@ import (
 // written then, and every byte is right. Method: two thin volumes that promise more
 // than there is are written until there is no space; then a server joins.
 func TestFullClusterGrows(t *testing.T) {
+	t.Parallel()
 	const piece, size = 1 << 20, 96 << 20
 	c := Start(t, Options{DiskSize: 96 << 20})
 	first := c.MustAttach(c.CreateVolume(&pb.CreateVolumeRequest{Size: size, Replicas: 2}))
