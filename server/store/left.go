@@ -12,7 +12,8 @@ import (
 // that nobody asks for anything and that has had time for its background work:
 // then nothing is pinned or queued, and no region in the activity log, but those
 // that stays says may be, of a copy that is not in sync, and those with a
-// mark, which the next attach resolves. A poisoned one is none of these: its client
+// mark, which the next attach resolves. Nor is a page dirty, but those of chunks that
+// may stay: what makes a page clean is the same flush. A poisoned one is none of these: its client
 // has seen the new incarnation, and has it resolved.
 func (c *Core) Left(stays func(cluster.VolumeID, uint64) bool) string {
 	if c.failed != nil {
@@ -47,7 +48,7 @@ func (c *Core) Left(stays func(cluster.VolumeID, uint64) bool) string {
 		{"requests counted by volumes", inflight},
 		{"repairs", queue(reqQueue{head: c.mend.req})},
 		{"chunks to be verified", len(c.verify.queue)},
-		{"dirty pages", c.dirty.count},
+		{"dirty pages", c.dirtyLeft(stays)},
 		{"bytes of log reserved", c.reserved},
 		{"pins of pages", pins},
 		{"effects", len(c.effects)},
@@ -57,6 +58,19 @@ func (c *Core) Left(stays func(cluster.VolumeID, uint64) bool) string {
 		}
 	}
 	return c.leftInLog(stays)
+}
+
+// dirtyLeft counts the dirty pages of chunks that a flush should have reached.
+func (c *Core) dirtyLeft(stays func(cluster.VolumeID, uint64) bool) (n int) {
+	for i := c.dirty.head; i != 0; {
+		p := c.cache.at(i)
+		key := &c.slots.info[p.slot].key
+		if !stays(cluster.VolumeID(key.volume), key.chunk) {
+			n++
+		}
+		i = p.next
+	}
+	return n
 }
 
 func (c *Core) leftInLog(stays func(cluster.VolumeID, uint64) bool) string {
