@@ -105,6 +105,9 @@ type Device struct {
 	// Scrubbed is when the newest scrub of everything on it that ended began, or when
 	// it joined: until then there was nothing on it.
 	Scrubbed time.Time `json:"scrubbed,omitzero"`
+	// ScrubFrom counts in its place for a device that joined before scrubs were written
+	// down: nobody knows when it was read as a whole.
+	ScrubFrom time.Time `json:"scrub_from,omitzero"`
 	Told     string    `json:"told,omitempty"` // which level of fill an event has told of
 }
 

@@ -61,6 +61,48 @@ func TestScrubsDue(t *testing.T) {
 	}
 }
 
+// Goal: devices that joined before scrubs were written down are not all due at once
+// after an upgrade: they come in turn within the time between two scrubs, and count as
+// never scrubbed until then. Method: records without a date, and a clock that is turned.
+func TestScrubsAfterUpgrade(t *testing.T) {
+	b := newBench(t, 0)
+	for i := range 4 {
+		b.register(report(i, 1))
+	}
+	tx := b.state().Begin(b.now)
+	for _, d := range b.state().sortedDevices() {
+		old := *d
+		old.Scrubbed = time.Time{}
+		tx.put(deviceKey(d.ID), old)
+	}
+	b.commit(tx)
+	due := func() []cluster.DeviceID {
+		return b.state().ScrubsDue(func(cluster.DeviceID) bool { return true },
+			func(cluster.DeviceID) bool { return false }, b.now)
+	}
+	if got := due(); len(got) != 0 {
+		t.Errorf("before they have dates %v are due", got)
+	}
+	b.commit(b.state().Scrubbed(nil, b.now))
+	if tx := b.state().Scrubbed(nil, b.now.Add(time.Hour)); !tx.Empty() {
+		t.Error("they are given dates twice")
+	}
+	if d := b.state().LongestUnscrubbed(); !d.Scrubbed.IsZero() {
+		t.Errorf("%+v counts as scrubbed", d)
+	}
+	b.reload()
+	for n := range 4 {
+		if got := due(); len(got) != n {
+			t.Errorf("after %d quarters of the time %v are due", n, got)
+		}
+		b.now = b.now.Add(DefaultScrubEvery / 4)
+	}
+	b.commit(b.state().Scrubbed(map[cluster.DeviceID]time.Time{4: b.now}, b.now))
+	if got := due(); !slices.Equal(got, []cluster.DeviceID{1, 2, 3}) {
+		t.Errorf("after a scrub of device 4 %v are due", got)
+	}
+}
+
 // Goal: settings that an older version wrote leave the newer ones as they are by
 // default; bad ones are refused.
 func TestSettings(t *testing.T) {
