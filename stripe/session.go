@@ -36,13 +36,21 @@ func (v *Volume) watch() {
 const renewSoonest = 50 * time.Millisecond
 
 // renew keeps the session's lease. A manager that cannot be reached changes
-// nothing: only its word that the session is somebody else's does.
+// nothing: only its word that the session is somebody else's does. A volume that is
+// lost lets its lease run out, as a client that has died: nobody would answer a resync
+// target that asks for a chunk's lock, and groups are shared with other volumes. Its
+// session is not ended: the record says that the guest cannot go on.
 func (v *Volume) renew() {
 	for v.pause(v.lease / 3) {
 		state := client.SessionState{Volume: v.volume.ID, Generation: v.gen}
+		isLost := false
 		v.loop.Call(func() {
 			state.AdoptedVersion, state.SoundVersion = v.core.Adopted(), v.core.Sound()
+			isLost = v.core.Err() != nil
 		})
+		if isLost {
+			return
+		}
 		lost, err := v.cfg.Mdm.RenewSession(v.ctx, v.client, []client.SessionState{state})
 		if err == nil {
 			v.loop.Call(func() { v.told = max(v.told, state.AdoptedVersion) })

@@ -167,6 +167,43 @@ func TestAllLosePower(t *testing.T) {
 	}
 }
 
+// Goal: a client whose volume is lost, and which nobody ends, holds up neither the
+// copies of that volume nor those of others in the same groups. Method: two volumes,
+// one of them with unflushed writes; every server loses its power, and then every copy
+// has to come in sync, while both clients are there.
+func TestLostVolumeHoldsUpNoCopies(t *testing.T) {
+	t.Parallel()
+	c := Start(t, Options{})
+	lost := make(chan error, 1)
+	name := c.CreateVolume(&pb.CreateVolumeRequest{Size: 64 << 20, Replicas: 2})
+	first, err := c.Attach(name, func(cfg *stripe.Config) { cfg.Lost = func(err error) { lost <- err } })
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := c.MustAttach(c.CreateVolume(&pb.CreateVolumeRequest{Size: 64 << 20, Replicas: 2}))
+	data := random(1<<20, 51)
+	for off := uint64(0); off < 16<<20; off += 1 << 20 {
+		Write(t, first, off, data)
+		Write(t, other, off, data)
+	}
+	Flush(t, other)
+	for _, n := range c.Node {
+		n.Kill(true)
+	}
+	for _, n := range c.Node {
+		n.Start()
+	}
+	<-lost
+	c.AwaitHealthy()
+	Write(t, other, 0, data)
+	if err := Detach(other, Patience); err != nil {
+		t.Error(err)
+	}
+	if err := Detach(first, Patience); !errors.Is(err, bio.ErrIO) {
+		t.Errorf("a lost volume is detached with %v", err)
+	}
+}
+
 // Goal: I/O goes on while one server loses power, comes back, is killed again while
 // it catches up, and another one loses power as soon as all is well; in the end
 // each copy alone has every byte. Method: writers with models, as said.
