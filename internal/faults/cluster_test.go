@@ -79,7 +79,8 @@ func up(t *testing.T) *cluster {
 	c.net = newNetwork(t, append(append([]string{manager}, servers...), clients...)...)
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Log(c.tails())
+			events, err := c.command(manager, "scli", "events")
+			t.Log(c.tails(), events, err)
 		}
 		for who := range c.daemons {
 			c.kill(t, who)

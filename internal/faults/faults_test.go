@@ -6,6 +6,7 @@ package faults
 
 import (
 	"errors"
+	"flag"
 	"os"
 	"sync"
 	"syscall"
@@ -23,9 +24,13 @@ type fault struct {
 // isLong asks for the long form.
 func isLong() bool { return os.Getenv("BRAID_SOAK") != "" }
 
-// rounds is how often each fault happens.
+var roundsFlag = flag.Int("rounds", 0, "how often each fault happens (0: once, 8 times in the long form)")
+
 func rounds() int {
-	if isLong() {
+	switch {
+	case *roundsFlag > 0:
+		return *roundsFlag
+	case isLong():
 		return 8
 	}
 	return 1

@@ -6,12 +6,16 @@ package faults
 
 import (
 	"errors"
+	"flag"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 )
+
+// restFlag is there so that histories stay short. perf/pauses does without it.
+var restFlag = flag.Duration("rest", 20*time.Millisecond, "how long a worker rests between requests")
 
 const (
 	blocks  = 512                 // with a history
@@ -133,7 +137,7 @@ func (l *load) current(not *client) *client {
 }
 
 func (l *load) work(w int, r *rand.Rand) {
-	rest := time.NewTicker(20 * time.Millisecond) // histories have to stay short
+	rest := time.NewTicker(max(*restFlag, 1))
 	defer rest.Stop()
 	for {
 		select {

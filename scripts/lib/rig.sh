@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# What perf/catchup measures on: two servers on devices in memory, a volume
+# What perf/catchup and perf/pauses measure on: two servers on devices in memory, a volume
 # with two copies on an NBD socket, fio. Sourced by them.
 
 # rig SIZE starts it all. It sets dir, port and uri, and ends everything at the exit.
@@ -59,12 +59,19 @@ flush() {
 		{ cat "$dir/flush.out"; exit 1; }
 }
 
-# medians prints of lines "NAME NUMBER…" the median and the longest of each name.
+# medians prints of lines "NAME NUMBER…" the median, the least and the most of each name.
 medians() {
 	sort -k1,1 -k2,2n | awk '
-		function tell() { if (n) printf "%-8s median %7.3f, longest %7.3f, %d runs\n", last,
-			n % 2 ? x[(n + 1) / 2] : (x[n / 2] + x[n / 2 + 1]) / 2, x[n], n }
+		function tell() { if (n) printf "%-8s median %7.3f, from %7.3f to %7.3f, %d runs\n", last,
+			n % 2 ? x[(n + 1) / 2] : (x[n / 2] + x[n / 2 + 1]) / 2, x[1], x[n], n }
 		$1 != last { tell(); n = 0; last = $1 }
 		{ x[++n] = $2 }
 		END { tell() }'
+}
+
+# unload ends the load; $longest is the longest time that one of its writes took, in seconds.
+unload() {
+	kill -INT "$fio"
+	wait "$fio" 2>/dev/null
+	longest=$(awk -F, '$2 + 0 > most { most = $2 + 0 } END { printf "%.3f\n", most / 1e9 }' "$dir"/lat_lat.*.log)
 }
