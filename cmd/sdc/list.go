@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -133,10 +134,10 @@ func newWhy() *cobra.Command {
 	var o output
 	var volume string
 	cmd := &cobra.Command{
-		Use:   "why DEVICE | why --volume NAME",
+		Use:   "why DEVICE | why VOLUME",
 		Short: "Say what a volume's requests wait for",
-		Long: `why says whether requests of DEVICE, or of a volume that sdc serve exports,
-wait: how many, for which server, for what reason, since when, and what happens
+		Long: `why says whether requests of DEVICE, or of a volume that is attached or that
+sdc serve exports, wait: how many, for which server, for what reason, since when, and what happens
 next. A server that is away is no I/O error: requests wait until it is back, or
 until the cluster goes on without it.
 
@@ -144,8 +145,12 @@ Reasons (-o json): not-connected, broken, no-in-sync, answer, retry, read-lease,
 range-lock, fence, activity-logs, resolve, resync, activity-log-full, slots,
 flush.`,
 		Example: `  sdc why /dev/nbd0
-  sdc why --volume db -o json`,
+  sdc why db -o json`,
 		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 && volume == "" && !strings.Contains(args[0], "/") && !strings.HasPrefix(args[0], "nbd") {
+				volume = args[0] // as --volume
+				return nil
+			}
 			if volume != "" {
 				return cli.NoArgs(cmd, args)
 			}
@@ -164,7 +169,7 @@ flush.`,
 				reply, err = client.Why(cmd.Context(), args[0])
 			}
 			if errors.Is(err, daemon.ErrNotRunning) {
-				return fmt.Errorf("%s: %w: no sdc daemon runs here", args[0], kernel.ErrNotAttached)
+				return fmt.Errorf("%s: %w: no sdc daemon runs here", cmp.Or(volume, args[0]), kernel.ErrNotAttached)
 			}
 			if err != nil {
 				return err

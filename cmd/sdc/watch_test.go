@@ -179,6 +179,7 @@ func TestExportCanBeWatched(t *testing.T) {
 		"trace":                               "no request has been answered",
 		"trace -o json":                       "[]",
 		"why --volume mem":                    "no request is in flight",
+		"why mem":                             "volume mem: attached",
 	} {
 		var out, stderr bytes.Buffer
 		code := run(strings.Fields(line), &out, &stderr)

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -346,6 +348,38 @@ func TestVolumeLost(t *testing.T) {
 		t.Errorf("list %+v, %v", list, err)
 	}
 	if _, err := b.client.Detach(t.Context(), DetachRequest{Device: "nbd0"}); err != nil {
+		t.Error(err)
+	}
+}
+
+// An export whose volume is lost says so to who asks, with the reason.
+func TestExportLost(t *testing.T) {
+	listener, err := net.Listen("unix", filepath.Join(t.TempDir(), "nbd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	opener, said := &fakeCluster{}, make(chan string, 4)
+	e, err := OpenExport(t.Context(), ExportOptions{Opener: opener, Volume: "db", Listener: listener,
+		Where: "here", Report: func(text string) { said <- text }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if why := e.watched.why().Attachment; why.State != StateAttached || why.Reason != "" {
+		t.Errorf("at first %+v", why)
+	}
+	ctx, end := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- e.Run(ctx, context.Background()) }()
+	r := opener.last().request
+	r.Loop.Call(func() { r.Lost(errors.New("acknowledged writes were lost")) })
+	if text := <-said; !strings.Contains(text, "can serve no longer: acknowledged writes were lost") {
+		t.Errorf("it reports %q", text)
+	}
+	if why := e.watched.why().Attachment; why.State != StateFailed || why.Reason != "acknowledged writes were lost" {
+		t.Errorf("after the loss %+v", why)
+	}
+	end()
+	if err := <-ended; err != nil {
 		t.Error(err)
 	}
 }

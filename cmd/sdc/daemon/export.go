@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"braid/cmd/internal/observe"
@@ -50,6 +51,7 @@ type Export struct {
 	port   *nbd.Port
 	server *nbd.Server
 	lost   chan error
+	failed atomic.Pointer[string] // why it can serve no longer
 	// What can be watched.
 	watched watched
 	monitor *monitor
@@ -66,6 +68,8 @@ func OpenExport(ctx context.Context, o ExportOptions) (*Export, error) {
 	e.volume, err = o.Opener.Open(ctx, OpenRequest{
 		Volume: o.Volume, Force: o.Force, ReadOnly: o.ReadOnly, Loop: e.loop, Pool: host.Pool,
 		Lost: func(reason error) {
+			text := reason.Error()
+			e.failed.Store(&text)
 			select {
 			case e.lost <- reason:
 			default:
@@ -82,7 +86,7 @@ func OpenExport(ctx context.Context, o ExportOptions) (*Export, error) {
 			o.Report(fmt.Sprintf("connection from %s ended: %v", remote, err))
 		},
 	})
-	e.watched = watched{where: o.Where, volume: e.volume, port: e.port, loop: e.loop}
+	e.watched = watched{where: o.Where, volume: e.volume, port: e.port, loop: e.loop, failed: &e.failed}
 	e.watch()
 	return e, e.server.Add(&nbd.Export{Name: e.volume.Name(), Description: "Braid volume",
 		Port: e.port, ReadOnly: o.ReadOnly})

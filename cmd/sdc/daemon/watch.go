@@ -4,6 +4,7 @@ package daemon
 
 import (
 	"os"
+	"sync/atomic"
 	"time"
 
 	"braid/nbd"
@@ -104,6 +105,7 @@ type watched struct {
 	volume Volume
 	port   *nbd.Port
 	loop   *loop.Loop
+	failed *atomic.Pointer[string] // why the volume can serve no longer; nil: somebody else keeps it
 }
 
 // snapshooter is a volume with connections to devices: not one in memory.
@@ -129,6 +131,11 @@ func (w *watched) stats() VolumeStats {
 	})
 	if time.Duration(s.OldestMS)*time.Millisecond > stuckAge {
 		s.State = StateWaiting
+	}
+	if w.failed != nil {
+		if why := w.failed.Load(); why != nil {
+			s.State, s.Reason = StateFailed, *why
+		}
 	}
 	if v, ok := w.volume.(snapshooter); ok {
 		s.add(v.Snapshot())
