@@ -108,7 +108,7 @@ type Device struct {
 	// ScrubFrom counts in its place for a device that joined before scrubs were written
 	// down: nobody knows when it was read as a whole.
 	ScrubFrom time.Time `json:"scrub_from,omitzero"`
-	Told     string    `json:"told,omitempty"` // which level of fill an event has told of
+	Told      string    `json:"told,omitempty"` // which level of fill an event has told of
 }
 
 // Volume is the record of a volume.

@@ -231,9 +231,18 @@ func (s *State) Evict(device cluster.DeviceID, reason string, abandoned cluster.
 	tx = s.Begin(now)
 	r.put(tx)
 	if evicted+aborted > 0 {
-		tx.event(Warning, "replica-dropped", s.deviceName(device), "device %d (%s) left the in-sync sets "+
-			"of %d groups and is no longer brought in sync in %d; %d have no other copy to go on "+
-			"with: %s", device, s.deviceName(device), evicted, aborted, len(last), reason)
+		var what []string
+		for _, x := range []struct {
+			n    int
+			text string
+		}{{evicted, "left the in-sync sets of %d groups"}, {aborted, "is no longer brought in sync in %d groups"},
+			{len(last), "stays in %d that have no other copy to go on with"}} {
+			if x.n > 0 {
+				what = append(what, fmt.Sprintf(x.text, x.n))
+			}
+		}
+		tx.event(Warning, "replica-dropped", s.deviceName(device), "device %d (%s) %s: %s", device,
+			s.deviceName(device), strings.Join(what, ", "), reason)
 	}
 	return tx, evicted, last
 }
