@@ -19,8 +19,9 @@ import (
 	"time"
 )
 
-// patience is how long a test waits for what must come.
-const patience = 30 * time.Second
+// patience is how long a test waits for what must come. A device that comes and goes
+// is brought in sync again after 30 s only, and in the long form each one does.
+const patience = 90 * time.Second
 
 const (
 	manager    = "mdm1"
