@@ -89,7 +89,7 @@ func (m *Mdm) judge(c *Client, dev cluster.DeviceID, faultSets int, attaching bo
 	x.last = w.now
 	_, server, up := m.st.Reach(dev)
 	n := w.nodeOf(dev)
-	if up && n.state == nodeDown && !n.silent { // the connection is refused
+	if up && n != nil && n.state == nodeDown && !n.silent { // the connection is refused
 		w.mark("mdm finds that a process has ended")
 		delete(m.serverUntil, server)
 		m.commit(m.st.Expire([]string{server}, m.time()))

@@ -37,6 +37,7 @@ type Disk struct {
 	failRead []span
 	failNext diskFault
 	astray   int64   // where the next write of data lands instead; 0: where it belongs
+	oneBlock bool    // only a write of one block goes there
 	wrong    []int32 // sectors that such a write has spoilt, and nobody has mended
 	righted  []int32 // of them, those that were written again, and not flushed yet
 	failOpen int     // after so many writes of an Open the process dies; 0: never

@@ -26,6 +26,9 @@ type Faults struct {
 	Move       int // a group that holds data is to lie elsewhere
 	Remove     int // a device is to be emptied and removed, or no longer so
 	ReadError  int // a device reads nothing for a while
+	Lose       int // a device never returns
+	Fresh      int // another server joins
+	Stray      int // a write lands at another place
 
 	LostRPC    int  // percent of requests and of answers
 	SoleErrors bool // requests may fail where there is one copy
@@ -88,6 +91,9 @@ var actions = []struct {
 	{"move", func(f *Faults) int { return f.Move }, func(w *World, _ *Node) { w.mdm.moveOne() }},
 	{"remove", func(f *Faults) int { return f.Remove }, func(w *World, n *Node) { w.mdm.remove(n) }},
 	{"read-error", func(f *Faults) int { return f.ReadError }, (*World).readErrors},
+	{"lose", func(f *Faults) int { return f.Lose }, (*World).loseNode},
+	{"fresh", func(f *Faults) int { return f.Fresh }, (*World).freshNode},
+	{"stray", func(f *Faults) int { return f.Stray }, (*World).strayNode},
 }
 
 // Plan draws the faults of a run.
@@ -130,7 +136,7 @@ func (w *World) disturb() {
 
 // act does one thing, drawing from the action's own source.
 func (w *World) act(a Action) {
-	if w.healing {
+	if w.healing || w.isSpoilt() {
 		return
 	}
 	rng := w.rng

@@ -61,6 +61,7 @@ type Node struct {
 	written   map[place]uint64 // by guests, in this life: the newest
 	mending   *store.Request   // what is being put back
 	gone      bool             // for good
+	fresh     bool             // it came later than the volumes
 }
 
 // flying is an operation of the disk that has not ended.
@@ -324,7 +325,7 @@ func (n *Node) endIO(f *flying) {
 			d.partly(w.rng, x.Data, x.Off)
 			w.mark("write error")
 			err = syscall.EIO
-		} else if d.astray != 0 && !x.Meta {
+		} else if d.astray != 0 && !x.Meta && (len(x.Data) == block || !d.oneBlock) {
 			d.strays(x.Data, x.Off)
 		} else {
 			_, err = d.WriteAt(x.Data, x.Off)

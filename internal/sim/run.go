@@ -79,6 +79,9 @@ func (w *World) begin() bool {
 		}
 	}
 	w.mdm.makeVolumes()
+	if w.cfg.Grace > 0 {
+		w.setGrace()
+	}
 	for _, v := range w.volumes {
 		v.attach(false)
 	}

@@ -35,6 +35,9 @@ func (c *Config) Script() string {
 			fmt.Fprintln(&s, f.name)
 		}
 	}
+	if c.Grace > 0 {
+		fmt.Fprintf(&s, "grace %v\n", c.Grace)
+	}
 	if c.Off != 0 {
 		fmt.Fprintf(&s, "off %v\n", c.Off)
 	}
@@ -83,6 +86,8 @@ func (c *Config) parse(words []string) (err error) {
 			&c.Servers, &c.Replicas, &c.Volumes, &c.Chunks)
 	case "duration":
 		c.Duration, err = time.ParseDuration(rest)
+	case "grace":
+		c.Grace, err = time.ParseDuration(rest)
 	case "lost-rpc":
 		_, err = fmt.Sscan(rest, &c.Faults.LostRPC)
 	case "reattach", "evict", "resync", "sole-errors", "full":

@@ -20,7 +20,7 @@ var (
 	first = flag.Uint64("seed", 1, "the first seed")
 	loud  = flag.Bool("story", false, "print the whole trace of a failing run")
 	small = flag.Bool("shrink", false, "look for a smaller plan that fails")
-	mix   = flag.String("mix", "basic", "the mixture of faults: basic or full")
+	mix   = flag.String("mix", "basic", "the mixture of faults: basic, full, moves or losses")
 	off   = flag.String("off", "", "switch off a rule, by name or number")
 )
 
@@ -53,7 +53,17 @@ func moves(seed uint64) Config {
 	return c
 }
 
-var mixes = map[string]func(uint64) Config{"basic": basic, "full": full, "moves": moves}
+// lossy is what takes devices away and brings new ones, and writes that go astray.
+func lossy(seed uint64) Config {
+	c := full(seed)
+	c.Servers, c.Duration, c.Grace = c.Replicas+1, 40*time.Second, 3*time.Second
+	c.Faults.AllPower, c.Faults.WriteError, c.Faults.FlushError, c.Faults.SoleErrors = 0, 0, 0, false
+	c.Faults.Lose, c.Faults.Fresh, c.Faults.Stray = 3, 3, 4
+	c.Faults.Every = max(c.Faults.Every, s1)
+	return c
+}
+
+var mixes = map[string]func(uint64) Config{"basic": basic, "full": full, "moves": moves, "losses": lossy}
 
 // complain reports a failing run: its story, and how to see it again.
 func complain(t *testing.T, mix string, cfg Config, r *Report) {
@@ -67,16 +77,19 @@ func complain(t *testing.T, mix string, cfg Config, r *Report) {
 
 // Goal: nothing that a fault does breaks a promise. Method: seeds, each a
 // cluster with its own shape, load and faults, every event checked.
-func TestCampaign(t *testing.T) { campaign(t, *mix) }
+func TestCampaign(t *testing.T) { campaign(t, *mix, *seeds) }
 
 // Goal: the same for clients that die, come back and haunt, and for groups that
 // lose copies and get them back.
-func TestFullCampaign(t *testing.T) { campaign(t, "full") }
+func TestFullCampaign(t *testing.T) { campaign(t, "full", *seeds) }
 
 // Goal: the same while groups move and devices are removed.
-func TestMovesCampaign(t *testing.T) { campaign(t, "moves") }
+func TestMovesCampaign(t *testing.T) { campaign(t, "moves", *seeds) }
 
-func campaign(t *testing.T, mix string) {
+// Goal: the same while devices are lost and fresh ones come, and writes go astray.
+func TestLossesCampaign(t *testing.T) { campaign(t, "losses", max(*seeds/4, 1)) }
+
+func campaign(t *testing.T, mix string, seeds int) {
 	marks := map[string]int{}
 	events, done := uint64(0), 0
 	start := time.Now()
@@ -84,7 +97,7 @@ func campaign(t *testing.T, mix string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range *seeds {
+	for i := range seeds {
 		cfg := mixes[mix](*first + uint64(i))
 		cfg.Off = rule
 		r := Run(cfg)

@@ -28,11 +28,12 @@ type Config struct {
 	Duration time.Duration // virtual time with faults; healing comes after
 	Off      rules.Off     // rules that are switched off
 	Faults   Faults
-	Plan     []Action // instead of what Faults and Seed would draw
-	Reattach bool     // volumes that lost their client get another one
-	Evict    bool     // the manager takes copies out by itself
-	Resync   bool     // and brings them back
-	Verbose  bool     // keep the whole trace, not only its end
+	Plan     []Action      // instead of what Faults and Seed would draw
+	Reattach bool          // volumes that lost their client get another one
+	Evict    bool          // the manager takes copies out by itself
+	Resync   bool          // and brings them back
+	Grace    time.Duration // 0: no device is given up, and nothing moves by itself
+	Verbose  bool          // keep the whole trace, not only its end
 	// Calm: nothing happens by chance, and guests ask for nothing by themselves. What
 	// goes wrong is told by a directed schedule.
 	Calm bool
