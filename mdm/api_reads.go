@@ -40,6 +40,9 @@ func (a *api) Status(ctx context.Context, r *connect.Request[pb.StatusRequest],
 		s := st.Status(a.used())
 		resp.Cluster, resp.MapVersion = pb.FromUUID(st.Cluster()), st.MapVersion()
 		resp.Health, resp.Reasons = s.Health, s.Reasons
+		if l := a.m.leads(); l != nil && s.GroupsDegraded > s.GroupsRebuilding {
+			resp.Reasons = append(resp.Reasons, l.care.waits(st, l.now())...)
+		}
 		if text := heldText(st); text != "" {
 			resp.Health, resp.Reasons = state.Degraded, []string{text}
 		}

@@ -79,6 +79,20 @@ func (c *care) held(now time.Time) func(cluster.DeviceID) bool {
 	}
 }
 
+// waits says which devices would be announced and have to wait, and for how long.
+func (c *care) waits(st *state.State, now time.Time) (reasons []string) {
+	_, targets := st.Announce(func(cluster.DeviceID) bool { return false }, now)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, id := range targets {
+		if f := c.flaps[id]; f != nil && now.Before(f.until) {
+			reasons = append(reasons, fmt.Sprintf("device %d comes and goes: it is brought in sync again in %v", id,
+				max(f.until.Sub(now).Round(time.Second), time.Second)))
+		}
+	}
+	return reasons
+}
+
 // due reports whether there may be something to do: the state is another one
 // than that on which nothing was left, or a device has waited long enough.
 func (c *care) due(revision int64, now time.Time) bool {

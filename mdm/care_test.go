@@ -100,6 +100,39 @@ func TestACopyGoesAndComesBack(t *testing.T) {
 	})
 }
 
+// Goal: the status of a cluster says that, and for how long, a copy waits whose device
+// comes and goes. Method: a server goes and comes twice while the clock stands.
+func TestWaitsOfADeviceThatComesAndGoes(t *testing.T) {
+	leaks(t)
+	c, turned, s := caring(t)
+	maps := follow(t, c, s.Volume.ID)
+	for round := range 2 {
+		reg := register(t, c, 1)
+		if known, err := c.RenewServer(t.Context(), "sds1", reg.LeaseID, nil); err != nil || known {
+			t.Logf("farewell: %v, %v", known, err)
+		}
+		maps.until(t, "copies that left", func(m *cluster.Map) bool {
+			return all(m, s.Volume.PGSet, func(pg *cluster.PG) bool { return !pg.Has(1) && pg.Target == 0 })
+		})
+		register(t, c, 1)
+		status, err := c.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		says := strings.Contains(strings.Join(status.Reasons, "\n"), "device 1 comes and goes: it is brought in sync "+
+			"again in 1s")
+		if says != (round == 1) {
+			t.Errorf("round %d: %q", round, status.Reasons)
+		}
+		if round == 1 {
+			turned.advance(time.Second)
+		}
+		maps.until(t, "targets", func(m *cluster.Map) bool {
+			return all(m, s.Volume.PGSet, func(pg *cluster.PG) bool { return pg.Target == 1 })
+		})
+	}
+}
+
 // Goal: a client's report of a server whose process has ended is enough at once;
 // one of a server that mdm can reach takes a while, and is not believed when the
 // client fails to reach several fault sets.
