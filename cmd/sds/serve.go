@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"runtime"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -127,9 +126,6 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 		return err
 	}
 	limitMemory(disks)
-	// A loop that comes out of the kernel needs a processor of the Go scheduler.
-	// With one to spare for each loop it never queues behind the other goroutines.
-	runtime.GOMAXPROCS(runtime.NumCPU() + len(disks))
 	ln, err := net.Listen("tcp", f.listen)
 	if err != nil {
 		return errors.Join(fmt.Errorf("listen for clients on %s: %w", f.listen, err), closeDisks(disks))

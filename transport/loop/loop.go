@@ -212,11 +212,13 @@ func (l *Loop) thread(made chan<- error) {
 	defer close(l.done)
 	defer unix.Close(l.efd)
 	l.tid = unix.Gettid()
-	err := l.makeEngine()
-	made <- err
-	if err != nil {
+	if err := l.makeEngine(); err != nil {
+		made <- err
 		return
 	}
+	ownProcessor()
+	defer returnProcessor()
+	made <- nil
 	<-l.start
 	l.run()
 	l.eng.close()

@@ -6,6 +6,8 @@ import (
 	"runtime"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A loop that is busy keeps its processor in its waits, and a loop that is idle
@@ -23,10 +25,39 @@ func TestBusyLoopKeepsProcessor(t *testing.T) {
 	if waits := s.Enters; s.Parks > waits/2 {
 		t.Errorf("%d of %d waits gave the processor up", s.Parks, waits)
 	}
+	idle := time.NewTicker(2 * keepProcessor)
+	defer idle.Stop()
 	for deadline := time.Now().Add(patience); l.Stats().Parks == s.Parks; l.Call(func() {}) {
+		<-idle.C
 		if time.Now().After(deadline) {
 			t.Fatal("an idle loop keeps its processor")
 		}
+	}
+}
+
+// The scheduler interrupts a busy loop's waits by signals, a hundred times a second.
+// The loop does not take that for being idle: the waits behind it would all give the
+// processor up, and keep the scheduler's monitor awake.
+func TestInterruptedLoopKeepsProcessor(t *testing.T) {
+	l, peer := twoLoops(t)
+	if l.Engine() == Pool {
+		return
+	}
+	throw(t, l, peer, 200, nil)
+	const interrupts = 200
+	was := l.Stats()
+	s := was
+	for deadline := time.Now().Add(patience); s.Enters < was.Enters+interrupts; s = l.Stats() {
+		if err := unix.Tgkill(unix.Getpid(), l.tid, unix.SIGURG); err != nil {
+			t.Fatal(err)
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d waits ended in %v", s.Enters-was.Enters, patience)
+		}
+		runtime.Gosched()
+	}
+	if parks := s.Parks - was.Parks; parks > interrupts/2 {
+		t.Errorf("%d of %d interrupted waits gave the processor up", parks, s.Enters-was.Enters)
 	}
 }
 

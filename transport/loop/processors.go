@@ -7,10 +7,11 @@ import (
 	"sync"
 )
 
-// processors guards the number of the scheduler's processors. Each ring of the
-// process has one of its own: in short waits a ring keeps its processor, and without one
+// processors guards the number of the scheduler's processors. Each loop of the
+// process has one of its own. In short waits a ring keeps its processor: with no
 // more than there are cores, all loops and goroutines of a machine with one core
-// stood still for each such wait.
+// stood still for each such wait. And a loop that comes back from the kernel does
+// not queue behind the collector and the other goroutines.
 var processors sync.Mutex
 
 // ownProcessor adds a processor to the scheduler's. The kernel shares the cores

@@ -20,11 +20,16 @@ const (
 // reapBatch completions are copied out before their callbacks run.
 const reapBatch = 64
 
-// A wait keeps the loop's processor from others for keepProcessor ns, if so many
-// waits before it were shorter than that. The pings of some connections are fewer.
+// A wait keeps the loop's processor from others for keepProcessor ns while the
+// loop is busy, which is a count: a shorter wait adds one, up to mostBusy, a longer
+// one takes longWait away, and from shortWaits on the loop counts as busy. The pings
+// of some connections are fewer short waits than that for each long one, and a loop
+// under load does not stop to be busy because the machine once stood still.
 const (
 	keepProcessor = 20_000_000
 	shortWaits    = 32
+	mostBusy      = 64
+	longWait      = 12
 )
 
 // uring is the engine on an io_uring.
@@ -47,7 +52,7 @@ type uring struct {
 	batch    [reapBatch]cqe
 	spin     spinner
 	armed    bool // the poll of the eventfd
-	short    int  // waits in a row that ended within keepProcessor
+	busy     int  // see keepProcessor
 }
 
 func newUring(l *Loop) (*uring, error) {
@@ -56,7 +61,6 @@ func newUring(l *Loop) (*uring, error) {
 	if err != nil {
 		return nil, err
 	}
-	ownProcessor()
 	return &uring{l: l, ring: r, spin: spinner{limit: int64(l.opts.Spin)}}, nil
 }
 
@@ -65,7 +69,6 @@ func (u *uring) close() {
 		u.discards.close()
 	}
 	u.ring.close()
-	returnProcessor()
 }
 
 func (u *uring) submit(op *Op) {
@@ -189,16 +192,21 @@ func (u *uring) poll(timeout int64) bool {
 // Other goroutines do not miss it: see ownProcessor.
 func (u *uring) sleep(timeout int64) {
 	begin := int64(time.Since(base))
-	if u.short >= shortWaits {
+	if u.busy >= shortWaits {
 		limit := int64(keepProcessor)
 		if timeout > 0 {
 			limit = min(limit, timeout)
 		}
 		u.enter(enterGetEvents, 1, limit, false)
-		if u.ring.ready() > 0 || limit == timeout {
+		if u.ring.ready() > 0 {
+			u.busy = min(u.busy+1, mostBusy)
 			return
 		}
-		u.short = 0
+		// Nothing has completed. Either the scheduler has interrupted the wait, to have
+		// the thread for a moment, and it goes on in the next turn; or it was a long one.
+		if limit == timeout || int64(time.Since(base))-begin < limit {
+			return
+		}
 		if timeout > 0 {
 			timeout -= limit
 		}
@@ -206,9 +214,9 @@ func (u *uring) sleep(timeout int64) {
 	u.l.count.Parks++
 	u.enter(enterGetEvents, 1, timeout, true)
 	if u.ring.ready() > 0 && int64(time.Since(base))-begin < keepProcessor {
-		u.short++
+		u.busy = min(u.busy+1, mostBusy)
 	} else {
-		u.short = 0
+		u.busy = max(u.busy-longWait, 0)
 	}
 }
 

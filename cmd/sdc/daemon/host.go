@@ -44,9 +44,6 @@ func NewHost(o HostOptions) (*Host, error) {
 	if o.Depth <= 0 {
 		o.Depth = 128
 	}
-	// A loop that comes back from the kernel needs a P of its own: it must not queue
-	// behind the collector or the map's goroutines.
-	runtime.GOMAXPROCS(runtime.NumCPU() + o.Loops)
 	pool, err := buf.NewPool(nbd.Consumers(o.Depth)...)
 	if err != nil {
 		return nil, fmt.Errorf("buffers of the data client: %w", err)
