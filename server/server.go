@@ -84,13 +84,21 @@ func Start(cfg Config, ln net.Listener, disks []Disk, manager Manager) (*Server,
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.accept.Counters = &s.traffic
+	local := transport.ListenLocal(ln, s.cfg.Advertise)
 	s.log.Info("listening", "addr", ln.Addr().String(), "advertise", s.cfg.Advertise,
-		"name", s.cfg.Name, "fault-set", s.cfg.FaultSet)
+		"name", s.cfg.Name, "fault-set", s.cfg.FaultSet, "local-clients-by-unix-socket", local != nil)
 	s.tasks.Go(func() {
 		if err := s.accept.Serve(ln, s.greet); err != nil {
 			s.fail(err)
 		}
 	})
+	if local != nil {
+		s.tasks.Go(func() {
+			if err := s.accept.Serve(local, s.greet); err != nil {
+				s.log.Warn("clients of this host have to come by TCP", "error", err)
+			}
+		})
+	}
 	s.tasks.Go(func() {
 		if err := s.reg.keep(ctx); err != nil {
 			s.fail(err)

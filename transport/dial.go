@@ -29,7 +29,8 @@ func Dial(ctx context.Context, l *loop.Loop, addr string, hello Hello,
 	return new(Dialer).Dial(ctx, l, addr, hello, mk)
 }
 
-// Dial connects to addr (host:port, or the path of a Unix socket), says hello
+// Dial connects to addr (host:port, by way of ListenLocal's socket where there is
+// one, or the path of a Unix socket), says hello
 // and hands the connection to l. mk makes its handler, on l's thread; it may
 // return nil to give the connection up. The caller's goroutine is blocked
 // meanwhile, within the limits of ctx and of d.Handshake; it must not be l's.
@@ -46,11 +47,7 @@ func (d *Dialer) Dial(ctx context.Context, l *loop.Loop, addr string, hello Hell
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	network := "tcp"
-	if len(addr) > 0 && (addr[0] == '/' || addr[0] == '@') {
-		network = "unix"
-	}
-	nc, err := new(net.Dialer).DialContext(ctx, network, addr)
+	nc, err := connect(ctx, addr)
 	if err != nil {
 		return nil, HelloReply{}, &OpError{Op: "dial", Addr: addr, Err: withContext(ctx, "connect", err)}
 	}

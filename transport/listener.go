@@ -186,7 +186,7 @@ func (s *Listener) forget(nc net.Conn) {
 func (s *Listener) welcome(nc net.Conn, hello Hello, l *loop.Loop, h Handler, reply HelloReply) {
 	reply.Version = min(hello.VersionMax, VersionMax)
 	reply.Features &= hello.Features
-	addr := nc.RemoteAddr().String()
+	addr := remote(nc)
 	err := writeReply(nc, &reply)
 	s.forget(nc)
 	if err == nil {
