@@ -172,7 +172,7 @@ func (a *api) RenewServer(ctx context.Context, r *connect.Request[pb.RenewServer
 	ids := map[cluster.UUID]cluster.DeviceID{}
 	a.m.store.read(func(st *state.State) {
 		tx, known = st.Renew(r.Msg.Name, r.Msg.LeaseId, reports, l.now())
-		resp.ResyncRate = st.Settings().ResyncRate
+		resp.ResyncRate, resp.Reserve = st.Settings().ResyncRate, st.Settings().Reserve
 		devices, _ := st.Devices()
 		for _, d := range devices {
 			ids[d.UUID] = d.ID

@@ -13,7 +13,7 @@ import (
 
 // Goal: a device that has not been scrubbed for long is scrubbed, with the rate that
 // is set; the end of it is written down, and known to the next leader; one that
-// somebody stopped rests; servers are told the resync rate. Method: a clock that is
+// somebody stopped rests; servers are told the resync rate and the reserve. Method: a clock that is
 // turned, and a server that only reports.
 func TestScheduledScrubs(t *testing.T) {
 	leaks(t)
@@ -37,7 +37,7 @@ func TestScheduledScrubs(t *testing.T) {
 		}
 		return r
 	}
-	if r := renew(nil); len(r.Scrubs) != 0 || r.ResyncRate != resync {
+	if r := renew(nil); len(r.Scrubs) != 0 || r.ResyncRate != resync || r.Reserve != 5 {
 		t.Errorf("at first: %+v", r)
 	}
 	// until turns the clock step by step until an order comes.

@@ -209,7 +209,7 @@ func (d *device) preparePeer(s *slot) transport.Status {
 // is the store's, and there the disk operation of its last use is kept for the
 // next.
 func clearRequest(r *store.Request) {
-	r.Op, r.FUA, r.NoHole, r.Drained, r.Hole, r.Layer = 0, false, false, false, false, 0
+	r.Op, r.FUA, r.NoHole, r.IsCopy, r.Drained, r.Hole, r.Layer = 0, false, false, false, false, false, 0
 	r.Volume, r.Gen, r.Interval, r.Value = 0, 0, 0, 0
 	r.Chunk, r.Offset, r.Length = 0, 0, 0
 	r.Data, r.Sums, r.Status = nil, nil, transport.StatusOK

@@ -51,6 +51,7 @@ type device struct {
 	manager    Manager
 	resync     resync.Config
 	resyncRate atomic.Uint64  // that the manager has set
+	reserve    atomic.Uint32  // the same
 	tasks      sync.WaitGroup // goroutines of the resync
 
 	loop        *loop.Loop

@@ -132,6 +132,7 @@ func (r *registrar) renew(ctx context.Context, id uint64, lease time.Duration) {
 			wait, quiet = lease/3, ""
 			r.server.scrub(renewal.Scrubs)
 			r.server.limitResync(renewal.ResyncRate)
+			r.server.setReserve(renewal.Reserve)
 		}
 	}
 }

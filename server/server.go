@@ -369,6 +369,15 @@ func (s *Server) limitResync(rate uint64) {
 	}
 }
 
+// setReserve has each device keep a share of its room for copies.
+func (s *Server) setReserve(percent uint32) {
+	for _, d := range s.devices {
+		if d.live.Load() && d.reserve.Swap(percent) != percent {
+			d.loop.Post(func() { d.core.SetReserve(percent) })
+		}
+	}
+}
+
 // Close stops cleanly: no new connections, what is in flight ends, the devices
 // are flushed and marked clean, the manager is told. When ctx ends first, what
 // is left is left: the next start recovers. Call it once.

@@ -22,10 +22,11 @@ type settings struct {
 	ScrubEveryMS uint64 `json:"scrub_every_ms"` // 0: on order only
 	ScrubRate    uint64 `json:"scrub_rate"`     // bytes per second and device; 0: sds's own
 	ResyncRate   uint64 `json:"resync_rate"`    // the same; 0: no bound but clients' latency
+	Reserve      uint32 `json:"reserve"`        // percent of each device, for copies
 }
 
 func toSettings(m *pb.Settings) settings {
-	return settings{m.GetScrubEveryMs(), m.GetScrubRate(), m.GetResyncRate()}
+	return settings{m.GetScrubEveryMs(), m.GetScrubRate(), m.GetResyncRate(), m.GetReserve()}
 }
 
 const day = 24 * time.Hour
@@ -98,8 +99,14 @@ func parseSettings(args []string) (*pb.SetSettingsRequest, error) {
 		case "resync-rate":
 			n, err = parseRate(text)
 			r.ResyncRate = &n
+		case "reserve":
+			want = "percent of each device, as 5% or 0"
+			n, err = strconv.ParseUint(strings.TrimSuffix(text, "%"), 10, 32)
+			percent := uint32(n)
+			r.Reserve = &percent
 		default:
-			return nil, cli.Usagef("cluster set %s: there are scrub-every=, scrub-rate= and resync-rate=", arg)
+			return nil, cli.Usagef("cluster set %s: there are scrub-every=, scrub-rate=, resync-rate= and "+
+				"reserve=", arg)
 		}
 		if err != nil {
 			return nil, cli.Usagef("cluster set %s: give %s", arg, want)
@@ -123,6 +130,7 @@ func (a *app) showSettings(m *pb.Settings) error {
 		{"scrub-every", often(s.ScrubEveryMS) + "  how often all that a device holds is read and compared"},
 		{"scrub-rate", unset(s.ScrubRate, "a scrub reads 64M a second, a quarter while clients are served")},
 		{"resync-rate", unset(s.ResyncRate, "resyncs go as fast as clients' latency allows")},
+		{"reserve", fmt.Sprintf("%d%%  of each device that clients' writes leave to copies", s.Reserve)},
 	})
 	return nil
 }
@@ -153,10 +161,14 @@ func (a *app) clusterCommand() *cobra.Command {
                 Holds for scrubs that begin after it was set
   resync-rate   bytes per second and device that are compared and copied at most
                 when a copy catches up or moves; none: as fast as clients' latency
-                allows. A device that is far behind is long without redundancy`,
+                allows. A device that is far behind is long without redundancy
+  reserve       percent of each device, 0 to 50, that clients' writes leave free. Copies
+                that are made anew, or move, may take it: a full cluster can still mend
+                itself. Where writes find no room, they fail with ENOSPC`,
 		Example: `  scli cluster set scrub-every=7d scrub-rate=100M
   scli cluster set resync-rate=50M
-  scli cluster set resync-rate=none`,
+  scli cluster set resync-rate=none
+  scli cluster set reserve=10%`,
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return cli.Usagef("%s: what? Usage: %s", c.CommandPath(), c.UseLine())

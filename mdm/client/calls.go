@@ -121,6 +121,7 @@ type Renewal struct {
 	Known      bool // false: register again
 	Scrubs     []ScrubOrder
 	ResyncRate uint64 // bytes per second and device at most; 0: no bound but the pace
+	Reserve    uint32 // percent of each device that clients' writes leave to copies
 }
 
 // ScrubOrder has a device scrubbed.
@@ -140,7 +141,7 @@ func (c *Client) Renew(ctx context.Context, name string, lease uint64, devices [
 	if err != nil {
 		return Renewal{}, err
 	}
-	r := Renewal{Known: resp.Known, ResyncRate: resp.ResyncRate}
+	r := Renewal{Known: resp.Known, ResyncRate: resp.ResyncRate, Reserve: resp.Reserve}
 	for _, o := range resp.Scrubs {
 		uuid, err := pb.ToUUID(o.Uuid)
 		if err != nil {

@@ -1346,6 +1346,7 @@ type RenewServerResponse struct {
 	Known         bool                   `protobuf:"varint,1,opt,name=known,proto3" json:"known,omitempty"` // false: register again
 	Scrubs        []*ScrubOrder          `protobuf:"bytes,2,rep,name=scrubs,proto3" json:"scrubs,omitempty"`
 	ResyncRate    uint64                 `protobuf:"varint,3,opt,name=resync_rate,json=resyncRate,proto3" json:"resync_rate,omitempty"` // bytes per second and device at most; 0: no bound but the pace
+	Reserve       uint32                 `protobuf:"varint,4,opt,name=reserve,proto3" json:"reserve,omitempty"`                         // percent of each device that clients' writes leave to copies
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1397,6 +1398,13 @@ func (x *RenewServerResponse) GetScrubs() []*ScrubOrder {
 func (x *RenewServerResponse) GetResyncRate() uint64 {
 	if x != nil {
 		return x.ResyncRate
+	}
+	return 0
+}
+
+func (x *RenewServerResponse) GetReserve() uint32 {
+	if x != nil {
+		return x.Reserve
 	}
 	return 0
 }
@@ -4200,6 +4208,7 @@ type Settings struct {
 	ScrubEveryMs  uint64                 `protobuf:"varint,1,opt,name=scrub_every_ms,json=scrubEveryMs,proto3" json:"scrub_every_ms,omitempty"` // each device is scrubbed that often; 0: on order only
 	ScrubRate     uint64                 `protobuf:"varint,2,opt,name=scrub_rate,json=scrubRate,proto3" json:"scrub_rate,omitempty"`            // bytes per second and device at most; 0: sds's own
 	ResyncRate    uint64                 `protobuf:"varint,3,opt,name=resync_rate,json=resyncRate,proto3" json:"resync_rate,omitempty"`         // the same of resyncs; 0: no bound but the pace
+	Reserve       uint32                 `protobuf:"varint,4,opt,name=reserve,proto3" json:"reserve,omitempty"`                                 // percent of each device that clients' writes leave to copies
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4255,6 +4264,13 @@ func (x *Settings) GetResyncRate() uint64 {
 	return 0
 }
 
+func (x *Settings) GetReserve() uint32 {
+	if x != nil {
+		return x.Reserve
+	}
+	return 0
+}
+
 type SettingsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -4296,6 +4312,7 @@ type SetSettingsRequest struct {
 	ScrubEveryMs  *uint64                `protobuf:"varint,1,opt,name=scrub_every_ms,json=scrubEveryMs,proto3,oneof" json:"scrub_every_ms,omitempty"`
 	ScrubRate     *uint64                `protobuf:"varint,2,opt,name=scrub_rate,json=scrubRate,proto3,oneof" json:"scrub_rate,omitempty"`
 	ResyncRate    *uint64                `protobuf:"varint,3,opt,name=resync_rate,json=resyncRate,proto3,oneof" json:"resync_rate,omitempty"`
+	Reserve       *uint32                `protobuf:"varint,4,opt,name=reserve,proto3,oneof" json:"reserve,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4347,6 +4364,13 @@ func (x *SetSettingsRequest) GetScrubRate() uint64 {
 func (x *SetSettingsRequest) GetResyncRate() uint64 {
 	if x != nil && x.ResyncRate != nil {
 		return *x.ResyncRate
+	}
+	return 0
+}
+
+func (x *SetSettingsRequest) GetReserve() uint32 {
+	if x != nil && x.Reserve != nil {
+		return *x.Reserve
 	}
 	return 0
 }
@@ -4999,12 +5023,13 @@ const file_mdm_proto_rawDesc = "" +
 	"\x12RenewServerRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
 	"\blease_id\x18\x02 \x01(\x04R\aleaseId\x124\n" +
-	"\adevices\x18\x03 \x03(\v2\x1a.braid.mdm.v1.DeviceReportR\adevices\"~\n" +
+	"\adevices\x18\x03 \x03(\v2\x1a.braid.mdm.v1.DeviceReportR\adevices\"\x98\x01\n" +
 	"\x13RenewServerResponse\x12\x14\n" +
 	"\x05known\x18\x01 \x01(\bR\x05known\x120\n" +
 	"\x06scrubs\x18\x02 \x03(\v2\x18.braid.mdm.v1.ScrubOrderR\x06scrubs\x12\x1f\n" +
 	"\vresync_rate\x18\x03 \x01(\x04R\n" +
-	"resyncRate\"N\n" +
+	"resyncRate\x12\x18\n" +
+	"\areserve\x18\x04 \x01(\rR\areserve\"N\n" +
 	"\x0fWatchMapRequest\x12!\n" +
 	"\fhave_version\x18\x01 \x01(\x04R\vhaveVersion\x12\x18\n" +
 	"\avolumes\x18\x02 \x03(\x04R\avolumes\"\xd6\x01\n" +
@@ -5217,23 +5242,27 @@ const file_mdm_proto_rawDesc = "" +
 	"\x06paused\x18\x01 \x01(\bH\x00R\x06paused\x88\x01\x01\x12\x1e\n" +
 	"\bgrace_ms\x18\x02 \x01(\x04H\x01R\agraceMs\x88\x01\x01B\t\n" +
 	"\a_pausedB\v\n" +
-	"\t_grace_ms\"p\n" +
+	"\t_grace_ms\"\x8a\x01\n" +
 	"\bSettings\x12$\n" +
 	"\x0escrub_every_ms\x18\x01 \x01(\x04R\fscrubEveryMs\x12\x1d\n" +
 	"\n" +
 	"scrub_rate\x18\x02 \x01(\x04R\tscrubRate\x12\x1f\n" +
 	"\vresync_rate\x18\x03 \x01(\x04R\n" +
-	"resyncRate\"\x11\n" +
-	"\x0fSettingsRequest\"\xbb\x01\n" +
+	"resyncRate\x12\x18\n" +
+	"\areserve\x18\x04 \x01(\rR\areserve\"\x11\n" +
+	"\x0fSettingsRequest\"\xe6\x01\n" +
 	"\x12SetSettingsRequest\x12)\n" +
 	"\x0escrub_every_ms\x18\x01 \x01(\x04H\x00R\fscrubEveryMs\x88\x01\x01\x12\"\n" +
 	"\n" +
 	"scrub_rate\x18\x02 \x01(\x04H\x01R\tscrubRate\x88\x01\x01\x12$\n" +
 	"\vresync_rate\x18\x03 \x01(\x04H\x02R\n" +
-	"resyncRate\x88\x01\x01B\x11\n" +
+	"resyncRate\x88\x01\x01\x12\x1d\n" +
+	"\areserve\x18\x04 \x01(\rH\x03R\areserve\x88\x01\x01B\x11\n" +
 	"\x0f_scrub_every_msB\r\n" +
 	"\v_scrub_rateB\x0e\n" +
-	"\f_resync_rate\"]\n" +
+	"\f_resync_rateB\n" +
+	"\n" +
+	"\b_reserve\"]\n" +
 	"\x0fMaintainRequest\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n" +
 	"\x05enter\x18\x02 \x01(\bR\x05enter\x12\x1c\n" +

@@ -24,15 +24,19 @@ const fillSlack = 2
 const fillEvents = 64
 
 // fillLevel is what is to be told of a device that is so full.
-func fillLevel(told string, percent uint64) string {
+func fillLevel(told string, percent, full uint64) string {
 	switch {
-	case percent >= fullPercent, told == tellFull && percent+fillSlack >= fullPercent:
+	case percent >= full, told == tellFull && percent+fillSlack >= full:
 		return tellFull
 	case percent >= nearFullPercent, told != "" && percent+fillSlack >= nearFullPercent:
 		return tellNearFull
 	}
 	return ""
 }
+
+// fullAt is the percentage at which a device is full: from there on, if not before,
+// clients' writes find no room.
+func (s *State) fullAt() uint64 { return min(fullPercent, 100-uint64(s.Settings().Reserve)) }
 
 // TellFill makes an event of each device that has become nearly full, full, or
 // has room again. used is what the devices reported last, in bytes; of those that
@@ -45,7 +49,7 @@ func (s *State) TellFill(used map[cluster.DeviceID]uint64, now time.Time) *Tx {
 			continue
 		}
 		percent := bytes / max(d.Size/100, 1)
-		level := fillLevel(d.Told, percent)
+		level := fillLevel(d.Told, percent, s.fullAt())
 		if level == d.Told {
 			continue
 		}

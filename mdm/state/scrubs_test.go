@@ -111,11 +111,12 @@ func TestSettings(t *testing.T) {
 	if err := s.Load([]Change{old}); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := s.Settings(), (Settings{Grace: 5 * time.Second, ScrubEvery: DefaultScrubEvery}); got != want {
+	if got, want := s.Settings(), (Settings{Grace: 5 * time.Second, ScrubEvery: DefaultScrubEvery,
+		Reserve: DefaultReserve}); got != want {
 		t.Errorf("%+v is set, want %+v", got, want)
 	}
 	for _, bad := range []string{`{"grace":-1}`, `{"scrub_every":1000}`, `{"scrub_every":-1}`,
-		`{"scrub_rate":1}`, `{"resync_rate":1000}`} {
+		`{"scrub_rate":1}`, `{"resync_rate":1000}`, `{"reserve":51}`} {
 		var next Settings
 		if err := json.Unmarshal([]byte(bad), &next); err != nil {
 			t.Fatal(err)

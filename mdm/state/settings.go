@@ -18,21 +18,30 @@ type Settings struct {
 	ScrubEvery time.Duration `json:"scrub_every"`           // of each device, from start to start; 0: on order only
 	ScrubRate  uint64        `json:"scrub_rate,omitempty"`  // bytes per second and device; 0: sds's own
 	ResyncRate uint64        `json:"resync_rate,omitempty"` // the same of resyncs; 0: no bound but the pace
+
+	Reserve uint32 `json:"reserve"` // percent of each device's chunks that clients' writes leave to copies
 }
 
 // DefaultScrubEvery is how often devices are scrubbed: rot is found while there is
 // another copy, and 64 MiB a second are done with 70 TiB meanwhile.
 const DefaultScrubEvery = 14 * 24 * time.Hour
 
+// DefaultReserve is what a device keeps free for copies that have to lie elsewhere:
+// without any, one that users have filled could not take part in a rebuild.
+const DefaultReserve = 5
+
 // Bounds of settings.
 const (
+	maxReserve    = 50
 	maxGrace      = 30 * 24 * time.Hour
 	minScrubEvery = time.Hour
 	maxScrubEvery = 365 * 24 * time.Hour
 	minRate       = 1 << 20 // a resync that is slower than that never ends
 )
 
-func defaults() Settings { return Settings{Grace: DefaultGrace, ScrubEvery: DefaultScrubEvery} }
+func defaults() Settings {
+	return Settings{Grace: DefaultGrace, ScrubEvery: DefaultScrubEvery, Reserve: DefaultReserve}
+}
 
 // Settings returns what is set, or the defaults.
 func (s *State) Settings() Settings {
@@ -51,6 +60,8 @@ func (x *Settings) check() error {
 	case x.ScrubRate != 0 && x.ScrubRate < minRate || x.ResyncRate != 0 && x.ResyncRate < minRate:
 		return refuse(ErrInvalid, "a rate of %s a second: want 1M or more", cluster.FormatSize(min(x.ScrubRate,
 			x.ResyncRate)))
+	case x.Reserve > maxReserve:
+		return refuse(ErrInvalid, "a reserve of %d %%: want 0 to %d", x.Reserve, maxReserve)
 	}
 	return nil
 }
@@ -82,6 +93,10 @@ func (s *State) Set(next Settings, now time.Time) (*Tx, error) {
 	if next.ResyncRate != old.ResyncRate {
 		tx.event(Info, "resync-rate", "", "resyncs compare and copy %s", atMost(next.ResyncRate,
 			"as fast as clients' latency allows"))
+	}
+	if next.Reserve != old.Reserve {
+		tx.event(Info, "reserve", "", "clients' writes leave %d %% of each device to copies that are made anew or move",
+			next.Reserve)
 	}
 	return tx, nil
 }

@@ -140,7 +140,7 @@ func (s *State) fullDevices(st *Status, used map[cluster.DeviceID]uint64) {
 			continue
 		}
 		switch percent := used[d.ID] / max(d.Size/100, 1); {
-		case percent >= fullPercent:
+		case percent >= s.fullAt():
 			st.worse(Full, "device %d (%s) is %d%% full: add devices or free space", d.ID, deviceName(d),
 				percent)
 		case percent >= nearFullPercent:

@@ -366,6 +366,7 @@ func (x *chunkCopy) fetched(op *Op, status transport.Status) {
 	}
 	c.stats.BytesRead += uint64(len(op.Dst))
 	r := x.request(op, store.OpWrite)
+	r.IsCopy = true
 	r.Offset, r.Length, r.Data = uint32(op.at*blockSize), uint32(len(op.Dst)), op.Dst
 	r.Sums = x.sums[8*op.at : 8*(op.at+op.n)]
 	copy(r.Sums, op.sums)

@@ -445,7 +445,8 @@ func (c *Core) toStore(op *Op, done func(*Op, transport.Status)) {
 
 // reset empties a request but for what the caller and the store keep there.
 func reset(r *store.Request) {
-	r.Op, r.FUA, r.NoHole, r.Drained, r.Raw, r.Unlog, r.Hole = 0, false, false, false, false, false, false
+	r.Op, r.FUA, r.NoHole, r.IsCopy, r.Drained = 0, false, false, false, false
+	r.Raw, r.Unlog, r.Hole = false, false, false
 	r.Marks, r.Layer, r.Volume, r.Gen, r.Interval = 0, 0, 0, 0, 0
 	r.Chunk, r.Offset, r.Length, r.Value, r.Tag = 0, 0, 0, 0, cluster.Tag{}
 	r.Data, r.Sums, r.Regions, r.Chunks, r.Table = nil, nil, r.Regions[:0], r.Chunks[:0], nil

@@ -89,6 +89,7 @@ type Request struct {
 	Op       Op
 	FUA      bool
 	NoHole   bool
+	IsCopy   bool  // a write that may use what is reserved for copies
 	Drained  bool  // OpFlush
 	Raw      bool  // OpRead: torn and rotten blocks too; Sums are those of the bytes just read
 	Unlog    bool  // OpStamp

@@ -105,8 +105,12 @@ func (c *Core) tryAdmit(r *Request) admission {
 		return c.refuse(r, transport.StatusLogFull)
 	}
 	if !stored {
-		if slot, stored = c.allocate(&key); !stored {
-			if c.slots.freeing > 0 || c.slots.used < c.lay.slots {
+		isReserved := !r.IsCopy && c.slots.used+c.reserve >= c.lay.slots
+		if !isReserved {
+			slot, stored = c.allocate(&key)
+		}
+		if !stored {
+			if c.slots.freeing > 0 || !isReserved && c.slots.used < c.lay.slots {
 				return mustWait
 			}
 			return c.refuse(r, transport.StatusNoSpace)
@@ -147,6 +151,13 @@ func (c *Core) enter(r *Request, slot, e uint32, cost int) {
 	c.reserved += cost
 	c.writing++
 	c.idle = false
+}
+
+// SetReserve keeps a share of the device's chunks for copies (Request.IsCopy): users'
+// writes find no room beyond it.
+func (c *Core) SetReserve(percent uint32) {
+	c.reserve = uint32(uint64(c.lay.slots) * uint64(min(percent, 100)) / 100)
+	c.retry = true
 }
 
 // allocate gives a chunk a slot and an empty page. Nothing of it is durable

@@ -44,7 +44,8 @@ type Core struct {
 	dirty     pageQueue
 	dirtyCost int
 	reserved  int
-	writing   int // admitted changes that are not complete
+	reserve   uint32 // chunks that only copies may take
+	writing   int    // admitted changes that are not complete
 
 	flushQ  reqQueue // flush and FUA: wait for a commit that starts after now
 	spaceQ  reqQueue // changes that wait for log space, a slot or a page

@@ -436,3 +436,44 @@ func TestLogAfterCrash(t *testing.T) {
 		t.Fatalf("%d regions after idleness, %d verified", s.AL, s.Verified)
 	}
 }
+
+// Goal: users' writes leave the reserve alone, copies may take it, chunks that exist
+// stay writable, and the reserve can change at any time.
+func TestReserve(t *testing.T) {
+	g := newRig(t, 64<<20, Config{})
+	g.fence(1, 1)
+	slots := uint64(g.core.lay.slots)
+	g.core.SetReserve(10)
+	n := uint64(0)
+	fill := func() transport.Status {
+		for ; ; n++ {
+			if st := g.do(writeReq(1, 1, n+1, n, 0, 4096, 1)); st != transport.StatusOK {
+				return st
+			}
+			g.flush(1, 1, n+1)
+		}
+	}
+	if st := fill(); st != transport.StatusNoSpace || n != slots-slots/10 {
+		t.Fatalf("%d of %d chunks, status %d", n, slots, st)
+	}
+	g.must(writeReq(1, 1, n+1, 0, 4096, 4096, 2))
+	for i := range slots / 10 {
+		r := writeReq(1, 1, n+1, 1000+i, 0, 4096, 1)
+		r.IsCopy = true
+		g.must(r)
+		g.flush(1, 1, n+1)
+	}
+	r := writeReq(1, 1, n+1, 2000, 0, 4096, 1)
+	r.IsCopy = true
+	if st := g.do(r); st != transport.StatusNoSpace {
+		t.Fatalf("a copy on a device without room: status %d", st)
+	}
+	g.must(&Request{Op: OpTrim, Volume: 1, Gen: 1, Interval: n + 1, Chunk: 1000, Length: cluster.ChunkSize})
+	g.flush(1, 1, n+1)
+	g.rest()
+	if st := g.do(writeReq(1, 1, n+2, n, 0, 4096, 1)); st != transport.StatusNoSpace {
+		t.Fatalf("a write into what a copy has left: status %d", st)
+	}
+	g.core.SetReserve(0)
+	g.must(writeReq(1, 1, n+2, n, 0, 4096, 1))
+}
