@@ -254,6 +254,13 @@ func (c *cluster) scli(t *testing.T, args ...string) string {
 	return c.run(t, manager, "scli", args...)
 }
 
+// waits says what requests of a client wait for, and what mdm thinks of it.
+func (c *cluster) waits(of *client) string {
+	why, err := c.command(of.node, "sdc", "why", of.volume)
+	status, problem := c.command(manager, "scli", "status")
+	return fmt.Sprintln(why, err, "\n", status, problem)
+}
+
 // healthy waits until each chunk has its copies again, and returns after how long.
 func (c *cluster) healthy(t *testing.T) time.Duration {
 	t.Helper()

@@ -76,7 +76,7 @@ func (l *load) end() {
 	select {
 	case <-done:
 	case <-time.After(patience):
-		l.t.Fatalf("requests are without an answer after %v\n%s", patience, l.c.tails())
+		l.t.Fatalf("requests are without an answer after %v\n%s%s", patience, l.c.waits(l.client), l.c.tails())
 	}
 	l.rest()
 }

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
+	"time"
 
 	"github.com/cespare/xxhash/v2"
 )
@@ -131,6 +132,11 @@ func (l *load) survey(s *client) {
 func (l *load) compare() {
 	l.t.Helper()
 	const piece = 1 << 20
+	limit := time.AfterFunc(patience, func() {
+		l.t.Errorf("a read is without an answer after %v\n%s", patience, l.c.waits(l.client))
+		l.client.conn.end()
+	})
+	defer limit.Stop()
 	for at := 0; at < len(l.mirror); at += piece {
 		a := l.client.do(cmdRead, uint64(at), piece, nil)
 		if a.err != nil {
