@@ -80,8 +80,10 @@ func up(t *testing.T) *cluster {
 	c.net = newNetwork(t, append(append([]string{manager}, servers...), clients...)...)
 	t.Cleanup(func() {
 		if t.Failed() {
-			events, err := c.command(manager, "scli", "events")
-			t.Log(c.tails(), events, err)
+			t.Log(c.tails())
+			if c.net.nodes[manager] != nil { // finish may have ended them
+				t.Log(c.command(manager, "scli", "events"))
+			}
 		}
 		for who := range c.daemons {
 			c.kill(t, who)

@@ -341,6 +341,9 @@ func (l *load) alone() {
 		}
 		l.c.kill(l.t, who)
 		l.compare()
+		// Until mdm knows, health is ok: then the next one would be killed while this one's
+		// copies are not back.
+		l.c.waitHealth(l.t, "degraded")
 		l.c.start(l.t, who)
 	}
 	l.c.healthy(l.t)
