@@ -17,13 +17,13 @@ type mutant struct {
 
 // mutants are the rules that can be switched off, and where that shows.
 var mutants = []mutant{
-	{rules.DrainedFlush, "full", 1001},
+	{rules.DrainedFlush, "full", 1003},
 	{rules.LogFirst, "full", 1000},
 	{rules.FlushMetadata, "full", 1000},
 	{rules.Stamp, "full", 1001},
 	{rules.Overlap, "full", 1000},
-	{rules.Direction, "full", 1003},
-	{rules.ChunkLock, "full", 1020},
+	{rules.Direction, "full", 1008},
+	{rules.ChunkLock, "full", 1027},
 	{rules.Fence, "full", 1000},
 }
 
