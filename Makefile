@@ -41,6 +41,7 @@ bench-all: build
 	-bin/bench -backing disk -set disk -only raw,braid-r2,qemu-nbd,nbdkit-file -rounds 3 -idle 0 \
 		-out perf/results/disk $(BENCHFLAGS)
 	-bin/bench -scale 1,2,4,8 -rounds 3 -out perf/results/scaling $(BENCHFLAGS)
+	-scripts/profile
 	$(GO) run ./perf/pages
 
 demo:

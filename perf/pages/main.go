@@ -34,6 +34,11 @@ func run(results, docs string) error {
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
+	if profile, err := os.ReadFile(filepath.Join(results, "profile.md")); err == nil {
+		figures["profile"] = string(profile)
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	for _, pass := range []string{"fast", "slow"} {
 		s, err := readMeasured(filepath.Join(results, "scaling", pass, "results.json"))
 		if err == nil {

@@ -30,7 +30,7 @@ func TestPages(t *testing.T) {
 		}
 	}
 	page := ""
-	for _, name := range []string{"run", "targets", "core", "costs", "throughput", "one-client", "burdens"} {
+	for _, name := range []string{"run", "targets", "core", "profile", "costs", "throughput", "one-client", "burdens"} {
 		page += "<!-- figures: " + name + " -->\n<!-- end -->\n"
 	}
 	write("performance.md", page)
@@ -44,11 +44,13 @@ func TestPages(t *testing.T) {
 	}
 	write("results.json", `{"started":"then","systems":["raw","braid-r2"],"targets":[{"name":"speed","value":1.5,
 		"unit":"x","target":1,"verdict":"met"}],"samples":[`+strings.Join(samples, ",")+`]}`)
+	write("profile.md", "| disk | 2.5 |\n")
 	if err := run(dir, dir); err != nil {
 		t.Fatal(err)
 	}
 	first, _ := os.ReadFile(filepath.Join(dir, "scaling.md"))
-	for _, want := range []string{"| speed | 1.5 x | ≥ 1 |", "| braid-r2 | 4321 | 4321 |", "adds 200 µs to a read",
+	for _, want := range []string{"| speed | 1.5 x | ≥ 1 |", "| braid-r2 | 4321 | 4321 |", "| disk | 2.5 |",
+		"adds 200 µs to a read",
 		"| sds, write, each copy | 6.5 |", "| 1000 | 100 Gbit/s |", "connections of a volume"} {
 		if !strings.Contains(string(first), want) {
 			t.Errorf("the page lacks %q:\n%s", want, first)

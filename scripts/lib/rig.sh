@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# What perf/catchup and perf/pauses measure on: two servers on devices in memory, a volume
+# What perf/catchup, perf/pauses and scripts/profile measure on: two servers on devices in memory, a volume
 # with two copies on an NBD socket, fio. Sourced by them.
 
-# rig SIZE starts it all. It sets dir, port and uri, and ends everything at the exit.
+# rig SIZE [SERVERS] starts it all. It sets dir, port and uri, and ends everything at the exit.
 rig() {
 	dir=$(mktemp -d) jobs=()
 	trap unrig EXIT
 	make -s build || exit 1
-	scripts/cluster up --dir "$dir" --sds 2 --size "$(($1 * 3 / 2))M" --ram >"$dir/up.log" 2>&1 ||
+	scripts/cluster up --dir "$dir" --sds "${2:-2}" --size "$(($1 * 3 / 2))M" --ram >"$dir/up.log" 2>&1 ||
 		{ cat "$dir/up.log"; exit 1; }
 	. "$dir/env"
 	scli volume create v --size "$1M" >/dev/null 2>&1 || exit 1
