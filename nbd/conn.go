@@ -119,6 +119,9 @@ func (c *Conn) fail(err error) {
 		c.port.stats.Broken++
 	}
 	c.port.arena.leave(c)
+	for i := range c.pieces {
+		c.pieces[i].Gone = true // of those at the device; each use begins with false
+	}
 	_ = unix.Shutdown(c.fd, unix.SHUT_RDWR)
 	c.schedule()
 }

@@ -5,6 +5,7 @@ package nbd
 import (
 	"math/rand"
 	"net"
+	"slices"
 	"testing"
 
 	"braid/transport/bio"
@@ -101,7 +102,12 @@ func TestVanishWithRequestsAtTheDevice(t *testing.T) {
 // it, and goes on when the device does.
 func TestRepeatedRequestsDoNotPileUp(t *testing.T) {
 	r := newRig(t, rigOptions{})
-	r.loop.Call(func() { r.dev.SetHold(func(*bio.Request) bool { return true }) })
+	var held []*bio.Request
+	hold := func(q *bio.Request) bool {
+		held = append(held, q)
+		return true
+	}
+	r.loop.Call(func() { r.dev.SetHold(hold) })
 	const each = 20
 	for range orphanLimit/each + 4 {
 		p := r.simple()
@@ -119,6 +125,9 @@ func TestRepeatedRequestsDoNotPileUp(t *testing.T) {
 	r.loop.Call(func() {
 		if n := r.dev.InFlight(); n > orphanLimit+each {
 			t.Errorf("%d requests are at the device", n)
+		}
+		if slices.ContainsFunc(held, func(q *bio.Request) bool { return !q.Gone }) {
+			t.Error("the device is not told that nobody waits for a request any more")
 		}
 	})
 	p := r.simple()

@@ -449,7 +449,7 @@ func (c *Conn) takePiece(r *request) *piece {
 	p := c.freePiece
 	c.freePiece = p.link
 	p.link, p.sibling, p.req, p.reply = nil, nil, r, replySimple
-	p.Err, p.Trace.Submitted = nil, 0
+	p.Err, p.Gone, p.Trace.Submitted = nil, false, 0
 	r.out++
 	r.unsent++
 	return p

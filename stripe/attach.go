@@ -61,6 +61,7 @@ func Attach(ctx context.Context, cfg Config) (*Volume, error) {
 func (v *Volume) begin(s *client.Session) error {
 	m := s.Map
 	c, err := core.New(core.Config{Volume: v.volume, Generation: v.gen, ReadOnly: v.cfg.ReadOnly,
+		FailFull: v.cfg.FailFull,
 		Before: core.Before{GuestAlive: v.cfg.GuestAlive, Source: s.Before.Source,
 			Fence: s.Before.Fence, Wait: s.Before.Wait}})
 	if err != nil {
@@ -152,13 +153,15 @@ func (v *Volume) detach(ctx context.Context) error {
 	return err
 }
 
-// settle waits until all requests have ended, and flushes.
+// settle waits until all requests have ended, and flushes. What waits for room is given
+// up: that may never come.
 func (v *Volume) settle(ctx context.Context) error {
 	idle := make(chan struct{})
 	var lost error
 	v.loop.Call(func() {
 		v.closing = true
 		lost = v.core.Err()
+		v.core.EndRoom(v.loop.Now(), bio.ErrShutdown)
 		v.idle = idle
 		v.drain()
 	})

@@ -45,7 +45,8 @@ type Config struct {
 	GuestAlive     bool               // the same kernel device goes on: not a fresh attach
 	Continues      cluster.Generation // with GuestAlive: of the session that the guest had
 	ReadOnly       bool
-	ConnsPerDevice int // 0: 1
+	FailFull       bool // writes that find no room on a device fail, instead of waiting
+	ConnsPerDevice int  // 0: 1
 	// Resized is called on the loop when the volume's size has changed.
 	Resized func(size uint64)
 	// Lost is called once on the loop when the volume can serve no longer: fenced
@@ -198,6 +199,8 @@ func (v *Volume) do(e *core.Effect) {
 		v.dropReplica(e.Device, e.Text)
 	case core.Report:
 		v.report(e)
+	case core.Room:
+		// Who looks finds it in Stats and Waiting.
 	case core.NeedMap:
 		// The watch delivers it; the core tries again when it has come.
 	case core.Lost:

@@ -44,6 +44,10 @@ can neither read nor write it.
 The kernel sends a request again when it was not answered within --timeout. That
 is no error: while servers are away requests wait, for as long as it takes.
 
+Writes that need space where a device of the cluster is full wait, too, and go on by
+themselves as soon as there is some; reads and all other writes go on meanwhile.
+With --on-full=error they fail instead, with ENOSPC.
+
 attach needs root, and the kernel's nbd module, which it loads.`,
 		Example: `  sdc attach /dev/nbd0 --volume db
   mkfs.ext4 /dev/braid/db && mount /dev/braid/db /mnt`,
@@ -56,6 +60,9 @@ attach needs root, and the kernel's nbd module, which it loads.`,
 			r.Device, r.Mdm = path, s.mdm
 			if r.Connections < 1 || r.Connections > kernel.MaxConnections {
 				return cli.Usagef("--connections %d: it takes 1 to %d", r.Connections, kernel.MaxConnections)
+			}
+			if err := r.OnFull.Check(); err != nil {
+				return cli.UsageError{Err: err}
 			}
 			if r.Timeout < time.Second {
 				return cli.Usagef("--timeout %v: the kernel counts in seconds; the least is 1s", r.Timeout)
@@ -77,6 +84,8 @@ attach needs root, and the kernel's nbd module, which it loads.`,
 		"how long requests wait for a new daemon when this one has died")
 	fs.BoolVar(&r.Force, "force", false, "take the volume from another client that holds it, and fence that client")
 	fs.BoolVar(&r.ReadOnly, "read-only", false, "make the device read-only")
+	fs.StringVar((*string)(&r.OnFull), "on-full", string(daemon.OnFullWait),
+		"what writes do that need space where there is none: wait, or error")
 	fs.BoolVar(&r.Ioctl, "ioctl", false, "use the kernel's old interface")
 	fs.StringVar(&memory, "memory", "", "attach this much memory instead of a volume (for tests)")
 	fs.IntVar(&r.BlockSize, "memory-block-size", 4096, "logical block size with --memory")
@@ -113,6 +122,9 @@ func newDetach() *cobra.Command {
 session. It refuses while DEVICE or a partition of it is mounted, is swap space,
 or is held by another block device, and says by what.
 
+It refuses as well while writes wait for space on a full device, and says on which;
+with --force they fail.
+
 It always ends within seconds. If the servers are away, so that the flush cannot
 succeed, the device goes all the same, and a warning says so.`,
 		Args: oneDevice,
@@ -122,7 +134,7 @@ succeed, the device goes all the same, and a warning says so.`,
 		},
 	}
 	cmd.Flags().BoolVar(&r.Force, "force", false,
-		"detach even if it is in use: its user gets I/O errors")
+		"detach even if it is in use, or writes wait for space: its user gets I/O errors")
 	return cmd
 }
 

@@ -139,11 +139,12 @@ func newWhy() *cobra.Command {
 		Long: `why says whether requests of DEVICE, or of a volume that is attached or that
 sdc serve exports, wait: how many, for which server, for what reason, since when, and what happens
 next. A server that is away is no I/O error: requests wait until it is back, or
-until the cluster goes on without it.
+until the cluster goes on without it. A device that is full is none either: writes
+that need space on it wait until there is some.
 
 Reasons (-o json): not-connected, broken, no-in-sync, answer, retry, read-lease,
 range-lock, fence, activity-logs, resolve, resync, activity-log-full, slots,
-flush.`,
+space, flush.`,
 		Example: `  sdc why /dev/nbd0
   sdc why db -o json`,
 		Args: func(cmd *cobra.Command, args []string) error {

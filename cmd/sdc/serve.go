@@ -27,6 +27,7 @@ type serveFlags struct {
 	*shared
 	volume, socket, listen string
 	readOnly, force        bool
+	onFull                 daemon.OnFull
 	insecure               bool
 	engine                 string
 	tlsCert, tlsKey, tlsCA string
@@ -64,6 +65,8 @@ also show a certificate that one of those authorities has signed.`,
 	fs.StringVar(&f.listen, "listen", "", "listen on HOST:PORT; port 0 takes a free one")
 	fs.BoolVar(&f.readOnly, "read-only", false, "refuse writes")
 	fs.BoolVar(&f.force, "force", false, "take the volume from another client that holds it, and fence that client")
+	fs.StringVar((*string)(&f.onFull), "on-full", string(daemon.OnFullWait),
+		"what writes do that need space where there is none: wait, or error (ENOSPC)")
 	fs.BoolVar(&f.insecure, "insecure", false, "allow a non-loopback address without TLS")
 	fs.StringVar(&f.engine, "engine", cli.EnvOr("BRAID_ENGINE", "auto"), "auto, io_uring or pool ($BRAID_ENGINE)")
 	fs.StringVar(&f.tlsCert, "tls-cert", "", "certificate chain, PEM")
@@ -82,6 +85,9 @@ also show a certificate that one of those authorities has signed.`,
 func (f *serveFlags) validate() (*tls.Config, error) {
 	if (f.socket == "") == (f.listen == "") {
 		return nil, cli.Usagef("serve needs exactly one of --socket PATH and --listen HOST:PORT")
+	}
+	if err := f.onFull.Check(); err != nil {
+		return nil, cli.UsageError{Err: err}
 	}
 	if (f.tlsCert == "") != (f.tlsKey == "") || f.tlsCA != "" && f.tlsCert == "" {
 		return nil, cli.Usagef("--tls-cert and --tls-key go together, and --tls-ca needs them")
@@ -190,7 +196,7 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 	stderr := cmd.ErrOrStderr()
 	e, err := daemon.OpenExport(soft, daemon.ExportOptions{
 		Opener: opener, Listener: ln, TLS: tlsConfig, Engine: engine,
-		Volume: f.volume, ReadOnly: f.readOnly, Force: f.force, Dir: daemon.RunDir(),
+		Volume: f.volume, ReadOnly: f.readOnly, Force: f.force, OnFull: f.onFull, Dir: daemon.RunDir(),
 		Where: ln.Addr().String(), Metrics: f.metrics, Pprof: f.pprof,
 		Report: func(text string) { fmt.Fprintf(stderr, "sdc: %s\n", text) },
 	})

@@ -5,10 +5,11 @@
 package faults
 
 import (
-	"errors"
 	"flag"
 	"os"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -286,24 +287,27 @@ func (l *load) insist(late *conn, w int, stop chan struct{}) {
 	}
 }
 
-// fullAndPowerLoss: another volume takes all the room there is; this one, which has
-// its chunks, does not notice, and a server that comes back needs no room.
+// fullAndPowerLoss: another volume takes all the room there is, and its writer waits for more; this
+// one, which has its chunks, does not notice, and a server that comes back needs no room.
+// What is trimmed lets the writer go on.
 func fullAndPowerLoss(l *load, who string) {
 	const size, piece = 160 << 20, 1 << 20
 	filler := l.filler()
-	refused := 0
-	for at := 0; at < size; at += piece {
-		a := filler.do(cmdWrite, uint64(at), piece, make([]byte, piece))
-		switch {
-		case errors.Is(a.err, nbdError(errNoSpace)):
-			refused++
-		case a.err != nil:
-			l.t.Errorf("write to full devices: %v", a.err)
+	var written atomic.Int64
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for at := 0; at < size; at += piece {
+			if a := filler.do(cmdWrite, uint64(at), piece, make([]byte, piece)); a.err != nil {
+				l.t.Errorf("write to full devices: %v", a.err)
+			}
+			written.Store(int64(at + piece))
 		}
-	}
-	if refused == 0 {
-		l.t.Error("the devices are not full")
-	}
+	}()
+	waitFor(l.t, "the writer waits for space", func() bool {
+		why, err := l.c.command(filler.node, "sdc", "why", filler.volume, "-o", "json")
+		return err == nil && strings.Contains(why, `"space"`)
+	}, l.c.tails)
 	if a := filler.do(cmdFlush, 0, 0, nil); a.err != nil {
 		l.t.Errorf("flush of full devices: %v", a.err)
 	}
@@ -312,9 +316,19 @@ func fullAndPowerLoss(l *load, who string) {
 	l.during(300)
 	l.c.waitHealth(l.t, "full")
 	// What is left is compared at the end.
-	if a := filler.do(cmdTrim, 0, size-16*piece, nil); a.err != nil {
-		l.t.Errorf("trim: %v", a.err)
-	}
+	waitFor(l.t, "the writer goes on where something is trimmed", func() bool {
+		if n := written.Load() - 16*piece; n > 0 {
+			if a := filler.do(cmdTrim, 0, int(n), nil); a.err != nil {
+				l.t.Errorf("trim: %v", a.err)
+			}
+		}
+		select {
+		case <-ended:
+			return true
+		default:
+			return false
+		}
+	}, l.c.tails)
 	if a := filler.do(cmdFlush, 0, 0, nil); a.err != nil {
 		l.t.Errorf("flush: %v", a.err)
 	}

@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -248,14 +249,15 @@ func TestDiskHangs(t *testing.T) {
 	b.intact(t)
 }
 
-// Goal: full devices are ENOSPC for what needs more space and for nothing else:
-// what exists stays readable and writable, trim makes room. Method: two volumes
-// that promise more than there is.
+// Goal: full devices stop what needs more space and nothing else: what exists stays
+// readable and writable. It is ENOSPC where that is asked for, otherwise it waits, says
+// so, and goes on when trim makes room. Method: two volumes that promise more than there
+// is.
 func TestDiskFull(t *testing.T) {
 	c := up(t, "--size", "128M", "--backing", "file")
 	c.volume(t, "first", "160M", "--replicas", "2")
 	c.volume(t, "second", "160M", "--replicas", "2")
-	first, second := c.serve(t, "first"), c.serve(t, "second")
+	first, second := c.serve(t, "first"), c.offer(t, "second", "second", "--on-full", "error")
 	in := filepath.Join(c.dir, "in")
 	pattern(t, in, 150<<20, 14)
 	c.do(t, "nbdcopy", "--flush", in, first.uri)
@@ -268,7 +270,18 @@ func TestDiskFull(t *testing.T) {
 	waitFor(t, "scli says full", func() bool {
 		return decode[struct{ Health string }](t, c.do(t, "scli", "status", "-o", "json")).Health == "full"
 	})
-	c.do(t, "qemu-io", "-f", "raw", "-c", "discard -q 0 160M", "-c", "flush", second.uri)
+	second.stop(t)
+	second = c.serve(t, "second")
+	late := c.launch(t, "qemu-io", "-f", "raw", "-c", "write -q -P 9 144M 8M", "-c", "flush", second.uri)
+	late.until(t, "why says that writes wait for space", func() bool {
+		why := decode[whyReply](t, c.do(t, "sdc", "why", "second", "-o", "json"))
+		return slices.ContainsFunc(why.Waits, func(w wait) bool { return w.Reason == "space" && w.Server != "" })
+	})
+	c.do(t, "qemu-io", "-f", "raw", "-c", "discard -q 0 136M", "-c", "flush", second.uri)
+	if code := late.end(t); code != 0 {
+		t.Errorf("writes that waited for space: exit code %d", code)
+	}
+	c.do(t, "qemu-io", "-f", "raw", "-c", "read -q -P 9 144M 8M", "-c", "discard -q 0 160M", "-c", "flush", second.uri)
 	c.do(t, "qemu-io", "-f", "raw", "-c", "write -q -P 9 0 16M", "-c", "flush", "-c", "read -q -P 9 0 16M", second.uri)
 }
 

@@ -53,10 +53,13 @@ type slowRequest struct {
 
 type whyReply struct {
 	Attachment struct{ State string }
-	Waits      []struct {
-		Server, Reason, Why, Next, Op string
-		Requests                      int
-	}
+	Waits      []wait
+}
+
+// wait is one of its entries.
+type wait struct {
+	Server, Reason, Why, Next, Op string
+	Requests                      int
 }
 
 // Goal: top, trace and the metrics show a load as it runs: on the client, on each

@@ -92,7 +92,8 @@ func (c *Client) begin(a *attached) error {
 	c.unreached()
 	co, err := core.New(core.Config{Volume: a.volume, Generation: a.gen, Requests: 6, Frames: 24,
 		HedgeAfter: 60 * time.Millisecond, FlushEvery: c.w.flushEvery(), Off: c.w.cfg.Off,
-		Before: core.Before{GuestAlive: c.alive, Fence: b.Fence, Wait: b.Wait, Source: sourceOf(b)}})
+		FailFull: c.w.cfg.Faults.Full,
+		Before:   core.Before{GuestAlive: c.alive, Fence: b.Fence, Wait: b.Wait, Source: sourceOf(b)}})
 	if err != nil {
 		return err
 	}
@@ -254,6 +255,10 @@ func (c *Client) do(e *core.Effect) {
 		c.w.mdm.call(c.who(), c.reach, func() error {
 			return c.w.mdm.judge(c, dev, sets, attaching)
 		}, func(error) {})
+	case core.Room:
+		if c.core.Stats().Roomless > 0 {
+			c.w.mark(markRoom)
+		}
 	case core.Lost:
 		c.w.logf("client %s is lost: %v", c.name, e.Err)
 		c.ended = true

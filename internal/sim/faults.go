@@ -29,10 +29,11 @@ type Faults struct {
 	Lose       int // a device never returns
 	Fresh      int // another server joins
 	Stray      int // a write lands at another place
+	Fill       int // a device has no room for a while
 
 	LostRPC    int  // percent of requests and of answers
 	SoleErrors bool // requests may fail where there is one copy
-	Full       bool // devices may be too small
+	Full       bool // devices may be too small, and writes that find no room fail
 }
 
 // plan is what is going on.
@@ -94,6 +95,7 @@ var actions = []struct {
 	{"lose", func(f *Faults) int { return f.Lose }, (*World).loseNode},
 	{"fresh", func(f *Faults) int { return f.Fresh }, (*World).freshNode},
 	{"stray", func(f *Faults) int { return f.Stray }, (*World).strayNode},
+	{"fill", func(f *Faults) int { return f.Fill }, (*World).fillNode},
 }
 
 // Plan draws the faults of a run.
@@ -329,6 +331,7 @@ func (w *World) heal() {
 	for _, n := range w.nodes {
 		n.cutOff = false
 		n.disk.stalled, n.disk.failRead, n.disk.failNext = 0, nil, diskFault{}
+		n.setFull(false)
 		for _, s := range n.conns {
 			s.c.clog = [2]int64{}
 		}

@@ -25,11 +25,12 @@ const (
 	markGrace     = "coverage: a device is gone for longer than the grace"
 	markFresh     = "coverage: a fresh device takes copies"
 	markUnreached = "coverage: an attach cannot reach an in-sync copy"
+	markRoom      = "coverage: a write finds no room and waits"
 )
 
 var wanted = []string{markLogData, markOneOnly, markFlushRace, markAllLost, markLogFull, markSource, markLargerTag,
 	markLateWrite, markLateRead, markUnknown, markUnreached, markMended,
-	markGrace, markFresh}
+	markGrace, markFresh, markRoom}
 
 // crashes marks what the end of a process falls into.
 func (n *Node) crashes(power bool) {

@@ -62,6 +62,7 @@ type Node struct {
 	mending   *store.Request   // what is being put back
 	gone      bool             // for good
 	fresh     bool             // it came later than the volumes
+	isFull    bool             // clients' writes find no room
 }
 
 // flying is an operation of the disk that has not ended.
@@ -124,6 +125,7 @@ func (n *Node) start() {
 			return
 		}
 		n.core, n.state, n.ios, n.bornAt = core, nodeUp, nil, n.w.now
+		core.SetReserve(n.reserve())
 		n.gate = gate.New(n.w.cfg.Off)
 		n.rs = n.newResync()
 		n.w.logf("%s is up, incarnation %x", n.name, core.Incarnation())

@@ -41,7 +41,7 @@ func full(seed uint64) Config {
 	c := basic(seed)
 	c.Evict, c.Resync, c.Reattach = true, true, true
 	c.Volumes = 1 + int(seed/3%3)
-	c.Faults.Client, c.Faults.Zombie = 2, 2
+	c.Faults.Client, c.Faults.Zombie, c.Faults.Fill = 2, 2, 2
 	return c
 }
 

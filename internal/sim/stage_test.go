@@ -357,7 +357,7 @@ func cover(t *testing.T, marks map[string]int) {
 	}
 	if directed == nil {
 		directed = map[string]int{}
-		for _, x := range slices.Concat(schedules, faults, losses) {
+		for _, x := range slices.Concat(schedules, faults, losses, spaces) {
 			for k, n := range x.well(t).w.marks {
 				directed[k] += n
 			}

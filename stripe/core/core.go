@@ -26,6 +26,7 @@ type Config struct {
 	FlushEvery time.Duration // 0: DefaultFlushEvery; negative: never
 	FlushBytes uint64        // 0: DefaultFlushBytes
 	Lease      time.Duration // of reads, rule 15; 0: DefaultLease
+	FailFull   bool          // writes that find no room on a device fail, instead of waiting
 	Before     Before
 	Off        rules.Off // rules that do not hold, to show that tests notice
 }
@@ -59,6 +60,7 @@ const (
 	Report                            // tell the metadata manager that Device cannot be reached
 	NeedMap                           // a server has a newer map than ours
 	Lost                              // the volume serves no longer, for the reason in Err
+	Room                              // some write waits for room now, or none does any more: see Stats
 )
 
 // Effect is one thing to do.
@@ -88,6 +90,7 @@ type Stats struct {
 	BadSums    uint64
 	Inflight   uint64 // requests
 	Flushes    uint64 // drained flushes that were sent
+	Roomless   uint64 // requests that wait for room on a device
 }
 
 // none is the null of every index.
@@ -134,6 +137,7 @@ type Core struct {
 	locking  locking
 	reads    readLease
 	version  uint64 // of the map
+	space    spaceState
 	delayed  copyList
 	orphans  copyList
 
@@ -260,6 +264,7 @@ func (c *Core) Size() uint64 { return c.size }
 func (c *Core) Stats() Stats {
 	s := c.stats
 	s.Inflight = uint64(c.requests())
+	s.Roomless = uint64(c.space.requests + c.space.held.n)
 	return s
 }
 
@@ -282,6 +287,8 @@ func (c *Core) Submit(now int64, r *bio.Request) {
 		c.submitFlush(r)
 	case len(c.freeReqs) == 0 || c.pending.n > 0:
 		c.pending.push(r)
+	case c.space.requests > 0 || c.space.held.n > 0:
+		c.enter(r)
 	default:
 		c.start(r)
 	}
@@ -362,7 +369,9 @@ func (c *Core) run() {
 				c.pump(int32(d))
 			}
 		case c.pending.n > 0 && len(c.freeReqs) > 0:
-			c.start(c.pending.pop())
+			c.enter(c.pending.pop())
+		case c.space.held.n > 0 && len(c.freeReqs) > 0 && !c.crowded():
+			c.start(c.space.held.pop())
 		case c.coldWork():
 		default:
 			return
@@ -404,6 +413,9 @@ func (c *Core) lose(err error) {
 	for c.pending.n > 0 {
 		c.completeNow(c.pending.pop(), err)
 	}
+	for c.space.held.n > 0 {
+		c.completeNow(c.space.held.pop(), err)
+	}
 	c.locking = locking{}
 	c.deadline = 0
 }
@@ -437,7 +449,7 @@ func (c *Core) fencedError(by string) error {
 func (c *Core) Idle() bool { return c.requests() == 0 }
 
 func (c *Core) requests() int {
-	return c.active + c.pending.n + c.flush.active.n + c.flush.next.n + c.flush.late.n
+	return c.active + c.pending.n + c.space.held.n + c.flush.active.n + c.flush.next.n + c.flush.late.n
 }
 
 // Reasons for which a volume is lost. ErrFenced is a bio.ErrShutdown for the

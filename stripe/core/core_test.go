@@ -68,6 +68,12 @@ func TestSimulation(t *testing.T) {
 		{"fresh attach", 3000, func(c *simConfig) {
 			c.attach, c.drops, c.statuses, c.requests, c.frames = true, 50, 20, 3, 4
 		}, []string{"resolved"}},
+		// Writes wait for room, also so many of them that they would take all slots.
+		{"full devices", 3000, func(c *simConfig) { c.size, c.fills, c.drops, c.statuses = 32<<20, 150, 50, 10 },
+			[]string{"room", "flush"}},
+		{"full devices that die", 3000, func(c *simConfig) {
+			c.size, c.fills, c.drops, c.restarts, c.alCap, c.maxLength, c.requests = 64<<20, 150, 50, 30, 18, 16<<10, 4
+		}, []string{"room", "restart"}},
 		{"one copy", 3000, func(c *simConfig) { c.replicas, c.drops, c.width, c.unit = 1, 100, 1, 65536 }, nil},
 	}
 	for _, w := range worlds {

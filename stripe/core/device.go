@@ -44,6 +44,10 @@ type device struct {
 	meter        *deviceMeter
 	confirmed    int64 // rule 15: when the newest request that it answered well was sent
 	reportAt     int64 // when it is to be reported; 0: never
+
+	roomless  int   // pieces that wait for room on it
+	roomAt    int64 // when the next of them asks again
+	roomPause int64
 }
 
 // span is a range of intervals; first is 0 when it is empty.

@@ -81,7 +81,7 @@ func (c *Core) park(p *piece) {
 func (c *Core) unpark() {
 	for i := int32(0); i < int32(c.pieceHigh) && c.gate.parked > 0; i++ {
 		p := &c.pieces[i]
-		if p.live && p.parked && !(c.gate.closed > 0 && c.isGated(p)) {
+		if p.live && p.parked && p.room != roomWaits && !(c.gate.closed > 0 && c.isGated(p)) {
 			p.parked = false
 			c.gate.parked--
 			c.launch(i)

@@ -222,10 +222,14 @@ func (c *Core) adoptPieces(old []group) {
 		}
 		was := p.group
 		p.group = c.groupOf(p.chunk)
+		g := &c.groups[p.group]
+		if p.room == roomWaits && int(was) < len(old) && !old[was].equal(g) {
+			c.askRoom(int32(i))
+			continue
+		}
 		if p.parked || p.directed {
 			continue
 		}
-		g := &c.groups[p.group]
 		if int(was) < len(old) && old[was].equal(g) {
 			if p.isWrite() {
 				p.version = c.version
@@ -258,6 +262,7 @@ func (c *Core) adoptWrite(pi int32, g *group) {
 			c.enqueue(ref)
 		}
 	}
+	p.room = roomNone // all of them are asked
 	for k, d := range g.writeSet() {
 		if k >= int(g.n) && c.cfg.Off.Has(rules.Adoption) {
 			break

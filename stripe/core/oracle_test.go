@@ -207,6 +207,9 @@ func (s *sim) checkInvariants() {
 // heal turns the faults off and lets everything end.
 func (s *sim) heal() {
 	s.healing = true
+	for _, d := range s.devs {
+		d.chunks = 0
+	}
 	for range 400_000 {
 		if s.fail != nil || len(s.live) == 0 && s.core.flush.step == flushIdle {
 			break

@@ -38,8 +38,11 @@ type piece struct {
 	dev      int32
 
 	// Writes.
-	undo   bool  // ENOSPC on some copy: trim the others (rule 17)
-	reacks uint8 // rule 18: copies that must ack once more before the old interval is drained
+	undo     bool  // no room on some copy: trim the others (rule 17)
+	reacks   uint8 // rule 18: copies that must ack once more before the old interval is drained
+	room     roomState
+	full     int32 // the device that had no room last
+	roomless int64 // since when the piece has not found room; 0: it has not been in want
 }
 
 func (p *piece) isWrite() bool {
@@ -71,6 +74,7 @@ type copyState struct {
 	reack      bool // see piece.reacks
 	lost       bool // the outcome of an earlier frame is unknown: it may have been applied
 	unwanted   bool // its reply does not count any more
+	roomless   bool // it had no room, so nothing was applied
 	why        transport.Status
 	dev        int32
 	frame      int32
@@ -268,6 +272,9 @@ func (c *Core) freePiece(pi int32) {
 	for ref := pi * MaxCopies; ref < (pi+1)*MaxCopies; ref++ {
 		c.copies[ref].kind = copyNone
 	}
+	if p.roomless != 0 {
+		c.endRoom(p)
+	}
 	if p.parked {
 		c.gate.parked--
 	}
@@ -297,8 +304,11 @@ func (c *Core) dropPiece(pi int32) {
 // writeDone ends a write's piece: every device that must has applied it.
 func (c *Core) writeDone(pi int32) {
 	p := &c.pieces[pi]
+	if p.room == roomAsks && !p.undo && c.hasRoom(pi) {
+		return
+	}
 	for ref := pi * MaxCopies; ref < (pi+1)*MaxCopies; ref++ {
-		if cp := &c.copies[ref]; cp.kind == copyDone {
+		if cp := &c.copies[ref]; cp.kind == copyDone && !cp.roomless {
 			if pi >= c.jobPieces {
 				c.devs[cp.dev].resolved.add(p.interval)
 			} else {
@@ -316,7 +326,11 @@ func (c *Core) writeDone(pi int32) {
 	if p.reacks > 0 {
 		panic("core: a write is done whose older copies are not")
 	}
-	c.freePiece(pi)
+	if p.undo && p.err == nil {
+		c.noRoom(pi)
+	} else {
+		c.freePiece(pi)
+	}
 	c.drained(interval)
 }
 

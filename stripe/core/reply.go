@@ -219,12 +219,20 @@ func (c *Core) unreack(ref int32) {
 // noSpace handles a device that has no room for the chunk. The others may have
 // it, and copies must not differ at completion (rule 17). As the chunk does not
 // exist on that device, the range read as zeroes everywhere before this write:
-// so it is trimmed where it was written, and only then the request fails.
+// so it is trimmed where it was written, and only then the request waits or fails.
 func (c *Core) noSpace(ref int32) {
 	pi := ref / MaxCopies
 	p := &c.pieces[pi]
-	p.err = bio.ErrNoSpace
+	switch {
+	case c.cfg.FailFull:
+		p.err = bio.ErrNoSpace
+	case c.space.closed != nil:
+		p.err = c.space.closed
+	default:
+		p.full = c.copies[ref].dev
+	}
 	if c.cfg.Off.Has(rules.NoSplit) {
+		p.err = bio.ErrNoSpace
 		c.acked(ref)
 		return
 	}
@@ -235,6 +243,7 @@ func (c *Core) noSpace(ref int32) {
 			c.enqueue(other)
 		}
 	}
+	c.copies[ref].roomless = true
 	c.acked(ref)
 }
 

@@ -48,6 +48,7 @@ type request struct {
 	open             int32 // pieces that are not done
 	pins             int32 // frames that may still touch the request's bytes
 	ordinal          int32 // pieces made in this phase
+	roomless         int32 // pieces that have found no room
 	err              error
 	views            [][]byte // backing of the pieces' views
 	sumStore         []byte   // backing of the pieces' checksums
@@ -74,7 +75,7 @@ func (c *Core) start(r *bio.Request) {
 	r.Dev.Slot = slot
 	q := &c.reqs[slot]
 	q.r, q.op, q.phase, q.err = r, r.Op, phaseLock, nil
-	q.open, q.pins, q.locked, q.issued = 0, 0, true, false
+	q.open, q.pins, q.roomless, q.locked, q.issued = 0, 0, 0, true, false
 	r.Trace.Granted = 0
 	q.setRange()
 	// Rule 7: nothing is sent before every earlier overlapping request is complete

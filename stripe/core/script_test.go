@@ -283,9 +283,9 @@ func TestStuckWriteMovesToTheNextInterval(t *testing.T) {
 }
 
 // Goal: ENOSPC is never one-sided: the copy that took the write gives it back
-// before the request fails. Method: one device has no room.
+// before the request fails. Method: one device has no room, and writes do not wait.
 func TestNoSpaceIsUndone(t *testing.T) {
-	s := newScript(t, nil)
+	s := newScript(t, func(c *simConfig) { c.failFull = true })
 	pair := s.inSync(0)
 	pair[0].chunks = 1
 	pair[0].current[99<<8] = block(9)

@@ -38,6 +38,8 @@ type simConfig struct {
 	powerLoss   bool
 	maxLength   int
 	longTrims   bool
+	fills       int  // devices that have no room for a while
+	failFull    bool // then writes fail
 	attach      bool // the copies differ at first
 	before      Before
 	off         rules.Off
@@ -143,7 +145,7 @@ func newSim(cfg simConfig) *sim {
 	}
 	// s.cfg, not cfg: differ has said there what the older session left.
 	c, err := New(Config{Volume: v, Generation: 3, Before: s.cfg.before, Off: cfg.off,
-		Requests: cfg.requests, Frames: cfg.frames, HedgeAfter: 50 * time.Millisecond})
+		Requests: cfg.requests, Frames: cfg.frames, HedgeAfter: 50 * time.Millisecond, FailFull: cfg.failFull})
 	if err == nil {
 		err = c.SetMap(s.now, m, nil)
 	}
@@ -254,6 +256,8 @@ func (s *sim) effect(e Effect) {
 		s.marks["report"]++
 	case NeedMap:
 		s.marks["need-map"]++
+	case Room:
+		s.marks["room"]++
 	}
 }
 
@@ -513,6 +517,9 @@ func (s *sim) disturb() {
 		}
 	case s.chance(s.cfg.restarts):
 		s.restart(s.devs[s.rng.IntN(len(s.devs))])
+	case s.chance(s.cfg.fills):
+		d := s.devs[s.rng.IntN(len(s.devs))]
+		d.chunks = 1 - d.chunks
 	}
 }
 

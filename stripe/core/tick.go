@@ -15,6 +15,7 @@ func (c *Core) Tick(now int64) {
 		return
 	}
 	c.tickDelayed()
+	c.tickRoom()
 	c.tickAway()
 	c.tickHold()
 	c.tickReads()

@@ -29,6 +29,7 @@ const (
 	WaitPressure     WaitReason = "activity-log-full"
 	WaitSlots        WaitReason = "slots"
 	WaitFlush        WaitReason = "flush"
+	WaitSpace        WaitReason = "space" // the device is full
 )
 
 // Wait is a group of requests that wait for the same thing.
@@ -62,6 +63,7 @@ func (c *Core) Waiting(now, patience int64) []Wait {
 	}
 	c.waitingReads(&w, before)
 	c.waitingGates(&w, before)
+	c.waitingRoom(&w, before)
 	c.waitingRanges(&w, before)
 	if n := c.pending.n; n > 0 {
 		e := Wait{Reason: WaitSlots, Why: fmt.Sprintf("all %d request slots are in use", len(c.reqs)-maxJobs),
@@ -189,7 +191,7 @@ func (c *Core) waitingGates(w *waits, before int64) {
 		w.begin()
 		for i := range c.pieces[:min(c.pieceHigh, int(c.jobPieces))] {
 			p := &c.pieces[i]
-			if r := c.reqs[max(p.req, 0)].r; p.live && p.parked && r != nil && c.gateOf(p) == e {
+			if r := c.reqs[max(p.req, 0)].r; p.live && p.parked && p.room != roomWaits && r != nil && c.gateOf(p) == e {
 				c.count(w, &entries[e], p.req, max(r.Dev.Stamp, 1))
 			}
 		}

@@ -97,7 +97,10 @@ type Request struct {
 	Extents []Extent
 	Err     error
 	Done    Completer
-	Trace   Trace
+	// Gone: whoever asked is not there any more. Where the request waits for what may
+	// never come it may fail.
+	Gone  bool
+	Trace Trace
 
 	// Dev is scratch for the device while it owns the request.
 	Dev struct {

@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"time"
@@ -32,9 +33,27 @@ type AttachRequest struct {
 	DeadTimeout time.Duration `json:"deadTimeout,omitempty"`
 	Force       bool          `json:"force,omitempty"`
 	ReadOnly    bool          `json:"readOnly,omitempty"`
+	OnFull      OnFull        `json:"onFull,omitempty"`
 	Ioctl       bool          `json:"ioctl,omitempty"`
 	Memory      uint64        `json:"memory,omitempty"` // a memory device instead of a volume
 	BlockSize   int           `json:"blockSize,omitempty"`
+}
+
+// OnFull says what a write does that needs space where there is none.
+type OnFull string
+
+// It waits until there is some, which is the default, or it fails (ENOSPC).
+const (
+	OnFullWait  OnFull = "wait"
+	OnFullError OnFull = "error"
+)
+
+// Check reports whether it is one of these.
+func (o OnFull) Check() error {
+	if o == "" || o == OnFullWait || o == OnFullError {
+		return nil
+	}
+	return fmt.Errorf("--on-full %s: want %s or %s", o, OnFullWait, OnFullError)
 }
 
 // DetachRequest asks for the end of an attachment.

@@ -14,6 +14,7 @@ import (
 	"braid/mdm/client"
 	"braid/nbd"
 	"braid/nbd/kernel"
+	"braid/stripe/core"
 	"braid/transport/loop"
 )
 
@@ -96,7 +97,7 @@ func (a *attachment) open(ctx context.Context, opener Opener, r AttachRequest, g
 	a.loop = a.host.Take()
 	var err error
 	request := OpenRequest{Volume: r.Volume, Force: r.Force && a.resumed == nil, ReadOnly: r.ReadOnly,
-		Loop: a.loop, Pool: a.host.Pool, Resized: a.resized, Lost: a.lost}
+		OnFull: r.OnFull, Loop: a.loop, Pool: a.host.Pool, Resized: a.resized, Lost: a.lost}
 	if a.resumed != nil {
 		// mdm refuses it when anybody had the volume in the meantime: the guest's page
 		// cache would not know what they wrote.
@@ -298,6 +299,18 @@ func (a *attachment) status() Attachment {
 		s.State = StateWaiting
 	}
 	return s
+}
+
+// roomless says which writes wait for space, and where; nil: none do.
+func (a *attachment) roomless() error {
+	var out []error
+	for _, w := range a.waits() {
+		if w.Reason == string(core.WaitSpace) && w.Device != 0 {
+			out = append(out, fmt.Errorf("%d writes wait for space on device %d (%s) since %s", w.Requests, w.Device,
+				w.Server, w.Since.Format(time.TimeOnly)))
+		}
+	}
+	return errors.Join(out...)
 }
 
 // waits is what why shows.

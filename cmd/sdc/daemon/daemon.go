@@ -349,6 +349,13 @@ func (d *Daemon) detach(r DetachRequest) (DetachReply, error) {
 	}
 	a.state = StateDetaching
 	a.mu.Unlock()
+	if !r.Force {
+		if why := a.roomless(); why != nil {
+			a.set(before, reason)
+			return DetachReply{}, fmt.Errorf("detach %s: %w; add a device or free space, and they go on; --force "+
+				"gives them up: they fail", a.path, why)
+		}
+	}
 	warning, err := a.close(r.Force)
 	if errors.Is(err, kernel.ErrInUse) {
 		a.set(before, reason)

@@ -20,6 +20,7 @@ import (
 	"braid/nbd"
 	"braid/nbd/kernel"
 	"braid/stripe"
+	"braid/stripe/core"
 	"braid/transport/bio/memdev"
 )
 
@@ -117,6 +118,7 @@ type fakeVolume struct {
 	gen      cluster.Generation
 	request  OpenRequest
 	detached error
+	roomless bool // writes wait for space
 }
 
 func (v *fakeVolume) Name() string                   { return v.name }
@@ -124,6 +126,9 @@ func (v *fakeVolume) ID() cluster.VolumeID           { return v.id }
 func (v *fakeVolume) Generation() cluster.Generation { return v.gen }
 func (v *fakeVolume) Detach(context.Context) error   { return v.detached }
 func (v *fakeVolume) Waiting() []stripe.Wait {
+	if v.roomless {
+		return []stripe.Wait{{Device: 7, Server: "sds1", Reason: core.WaitSpace, Requests: 3}}
+	}
 	return []stripe.Wait{{Server: "sds1", Why: "not connected", Requests: 2}}
 }
 
@@ -302,7 +307,8 @@ func TestAttachFails(t *testing.T) {
 	mustSay(t, err, "/dev/nbd0 is busy: volume db is attached to it")
 }
 
-// A mounted device stays, forced or not; an unflushed one goes with a warning.
+// A mounted device stays, forced or not, and one for whose writes there is no space; an
+// unflushed one goes with a warning.
 func TestDetachRefusesAndWarns(t *testing.T) {
 	b := newBench(t)
 	b.start(false)
@@ -315,6 +321,13 @@ func TestDetachRefusesAndWarns(t *testing.T) {
 		t.Errorf("after a refused detach: %+v", list)
 	}
 	dev.setUse(nil)
+	b.cluster.last().roomless = true
+	_, err = b.client.Detach(t.Context(), DetachRequest{Device: "nbd0"})
+	mustSay(t, err, "3 writes wait for space on device 7 (sds1)")
+	if list, _ := b.client.List(t.Context()); len(list) != 1 || list[0].State != StateAttached {
+		t.Errorf("after a refused detach: %+v", list)
+	}
+	b.cluster.last().roomless = false
 	dev.lost = errors.New("no answer")
 	b.cluster.last().detached = errors.New("3 requests were abandoned")
 	d, err := b.client.Detach(t.Context(), DetachRequest{Device: "nbd0"})

@@ -28,6 +28,7 @@ type ExportOptions struct {
 	Volume   string // empty: the only one
 	ReadOnly bool
 	Force    bool
+	OnFull   OnFull
 	Listener net.Listener // taken over
 	TLS      *tls.Config  // required of clients when set
 	Engine   loop.Engine
@@ -66,7 +67,7 @@ func OpenExport(ctx context.Context, o ExportOptions) (*Export, error) {
 	}
 	e := &Export{o: o, host: host, loop: host.Take(), lost: make(chan error, 1)}
 	e.volume, err = o.Opener.Open(ctx, OpenRequest{
-		Volume: o.Volume, Force: o.Force, ReadOnly: o.ReadOnly, Loop: e.loop, Pool: host.Pool,
+		Volume: o.Volume, Force: o.Force, ReadOnly: o.ReadOnly, OnFull: o.OnFull, Loop: e.loop, Pool: host.Pool,
 		Lost: func(reason error) {
 			text := reason.Error()
 			e.failed.Store(&text)

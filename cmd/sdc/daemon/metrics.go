@@ -66,6 +66,8 @@ func (s *VolumeStats) collect(out chan<- prometheus.Metric) {
 	to.send(c, "drained_flushes_total", "Flushes sent to devices.", float64(s.DeviceFlushes))
 	to.send(g, "requests_in_flight", "Requests that are not answered.", float64(s.InFlight))
 	to.send(g, "oldest_request_seconds", "Age of the oldest of them.", float64(s.OldestMS)/1000)
+	to.send(g, "requests_waiting_for_space", "Requests that wait because a device is full.",
+		float64(s.Roomless))
 	to.send(g, "connections", "NBD connections.", float64(s.Connections))
 	to.send(g, "pressure", "Highest pressure of an activity log since the last flush, 0 to 1000.", float64(s.Pressure))
 	to.send(g, "map_version", "Version of the newest map.", float64(s.MapVersion))

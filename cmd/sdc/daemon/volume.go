@@ -35,6 +35,7 @@ type OpenRequest struct {
 	ID         cluster.VolumeID // which, whatever it is called by now; 0: the name says it
 	Force      bool
 	ReadOnly   bool
+	OnFull     OnFull
 	GuestAlive bool
 	Continues  cluster.Generation // with GuestAlive: of the session that the guest had
 	Loop       *loop.Loop
@@ -79,7 +80,7 @@ func NewCluster(addrs []string, id [16]byte) (*Cluster, error) {
 func (c *Cluster) Open(ctx context.Context, r OpenRequest) (Volume, error) {
 	v, err := stripe.Attach(ctx, stripe.Config{
 		Mdm: c.mdm, Loop: r.Loop, Pool: r.Pool, Volume: r.Volume, ID: r.ID, ClientID: c.id, Host: c.host,
-		Force: r.Force, ReadOnly: r.ReadOnly, GuestAlive: r.GuestAlive,
+		Force: r.Force, ReadOnly: r.ReadOnly, FailFull: r.OnFull == OnFullError, GuestAlive: r.GuestAlive,
 		Continues: r.Continues, Resized: r.Resized, Lost: r.Lost,
 	})
 	if err != nil {

@@ -37,8 +37,9 @@ type VolumeStats struct {
 	Retries       uint64                    `json:"retries"`
 	Hedges        uint64                    `json:"hedges"`
 	BadSums       uint64                    `json:"bad_sums"`
-	DeviceFlushes uint64                    `json:"device_flushes"` // drained flushes sent to devices
-	Pressure      uint32                    `json:"pressure"`       // of activity logs, thousandths
+	Roomless      uint64                    `json:"waiting_for_space"` // requests
+	DeviceFlushes uint64                    `json:"device_flushes"`    // drained flushes sent to devices
+	Pressure      uint32                    `json:"pressure"`          // of activity logs, thousandths
 	MapVersion    uint64                    `json:"map_version"`
 	AdoptedMap    uint64                    `json:"adopted_map_version"`
 	ResolveGroups int                       `json:"resolve_groups"`
@@ -146,6 +147,7 @@ func (w *watched) stats() VolumeStats {
 // add fills in what the volume knows of the cluster.
 func (s *VolumeStats) add(v stripe.Snapshot) {
 	s.Retries, s.Hedges, s.BadSums = v.Stats.Retries, v.Stats.Hedges, v.Stats.BadSums
+	s.Roomless = v.Stats.Roomless
 	s.DeviceFlushes, s.Pressure = v.Stats.Flushes, v.Pressure
 	s.MapVersion, s.AdoptedMap = v.MapVersion, v.Adopted
 	s.ResolveGroups, s.ResolveChunks = v.ResolveGroups, v.ResolveChunks

@@ -294,6 +294,16 @@ func Begin(v *stripe.Volume, r bio.Request) *Call {
 	return call
 }
 
+// Ended reports whether the request has ended.
+func (c *Call) Ended() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // Wait returns how the request ended; bio.ErrShutdown also when it did not.
 func (c *Call) Wait(patience time.Duration) error {
 	timer := time.NewTimer(patience)
