@@ -51,6 +51,7 @@ func (a *api) Status(ctx context.Context, r *connect.Request[pb.StatusRequest],
 		resp.Capacity, resp.Used = s.Capacity, s.Used
 		resp.Volumes, resp.Attached = uint32(s.Volumes), uint32(s.Attached)
 		resp.Pgs, resp.PgsDegraded = uint32(s.Groups), uint32(s.GroupsDegraded)
+		resp.VolumesWaiting = uint32(s.Waiting)
 		resp.PgsRebuilding = uint32(s.GroupsRebuilding)
 		a.putProgress(resp, st)
 		putSettings(resp, st)

@@ -163,8 +163,16 @@ func (a *api) Detach(ctx context.Context, r *connect.Request[pb.DetachRequest],
 	return connect.NewResponse(&pb.DetachResponse{}), nil
 }
 
-// RenewSession writes to etcd only when a client says that it survived the loss
-// of all caches.
+// devicesOf are the devices on which writes of a session find no room.
+func devicesOf(s *pb.SessionState) (out []cluster.DeviceID) {
+	for _, id := range s.Roomless {
+		out = append(out, cluster.DeviceID(id))
+	}
+	return out
+}
+
+// RenewSession writes to etcd only when a client says that it survived the loss of all
+// caches, or when its writes begin or end to wait for room.
 func (a *api) RenewSession(ctx context.Context, r *connect.Request[pb.RenewSessionRequest],
 ) (*connect.Response[pb.RenewSessionResponse], error) {
 	l, err := a.leader(ctx)
@@ -172,7 +180,7 @@ func (a *api) RenewSession(ctx context.Context, r *connect.Request[pb.RenewSessi
 		return nil, err
 	}
 	resp := &pb.RenewSessionResponse{}
-	var sound, adopt []*pb.SessionState
+	var sound, adopt, roomless []*pb.SessionState
 	a.m.store.read(func(st *state.State) {
 		for _, s := range r.Msg.Sessions {
 			id, gen := cluster.VolumeID(s.Volume), cluster.Generation(s.Generation)
@@ -184,6 +192,9 @@ func (a *api) RenewSession(ctx context.Context, r *connect.Request[pb.RenewSessi
 				l.leases.renewSession(id, gen, s.AdoptedVersion, l.now())
 				if s.SoundVersion > 0 && !st.Sound(id, gen, s.SoundVersion, l.now()).Empty() {
 					sound = append(sound, s)
+				}
+				if !st.TellRoomless(id, gen, devicesOf(s), l.now()).Empty() {
+					roomless = append(roomless, s)
 				}
 			} else {
 				resp.Lost = append(resp.Lost, s.Volume)
@@ -200,6 +211,13 @@ func (a *api) RenewSession(ctx context.Context, r *connect.Request[pb.RenewSessi
 	for _, s := range sound {
 		if err := l.change(decided(ctx), func(st *state.State, now time.Time) (*state.Tx, error) {
 			return st.Sound(cluster.VolumeID(s.Volume), cluster.Generation(s.Generation), s.SoundVersion, now), nil
+		}); err != nil {
+			return nil, a.coded(ctx, err)
+		}
+	}
+	for _, s := range roomless {
+		if err := l.change(decided(ctx), func(st *state.State, now time.Time) (*state.Tx, error) {
+			return st.TellRoomless(cluster.VolumeID(s.Volume), cluster.Generation(s.Generation), devicesOf(s), now), nil
 		}); err != nil {
 			return nil, a.coded(ctx, err)
 		}

@@ -58,6 +58,8 @@ func newMetrics(m *Member) *metrics {
 		func(_ *state.State, s state.Status) float64 { return float64(s.GroupsDegraded) })
 	add("pgs_rebuilding", "Placement groups of which a copy is being brought in sync.",
 		func(_ *state.State, s state.Status) float64 { return float64(s.GroupsRebuilding) })
+	add("volumes_waiting_for_space", "Attached volumes whose writes wait because devices are full.",
+		func(_ *state.State, s state.Status) float64 { return float64(s.Waiting) })
 	add("mdm_leader", "1 where this member leads.", func(*state.State, state.Status) float64 {
 		if m.leads() != nil {
 			return 1

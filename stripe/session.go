@@ -46,6 +46,8 @@ func (v *Volume) renew() {
 		isLost := false
 		v.loop.Call(func() {
 			state.AdoptedVersion, state.SoundVersion = v.core.Adopted(), v.core.Sound()
+			state.Roomless = v.core.Roomless()
+			v.toldRoomless = len(state.Roomless) > 0
 			isLost = v.core.Err() != nil
 		})
 		if isLost {
@@ -96,6 +98,19 @@ func (v *Volume) tellAdopted() {
 		return
 	}
 	v.told = version
+	select {
+	case v.soon <- struct{}{}:
+	default: // it is on its way
+	}
+}
+
+// tellRoomless has the session renewed at once when writes begin to wait for room. That
+// they do no longer the next renewal tells.
+func (v *Volume) tellRoomless() {
+	if v.toldRoomless || v.core.Stats().Roomless == 0 {
+		return
+	}
+	v.toldRoomless = true
 	select {
 	case v.soon <- struct{}{}:
 	default: // it is on its way

@@ -77,15 +77,17 @@ type Volume struct {
 	timer    loop.Timer
 	armed    int64 // the deadline that timer is set to; 0: none
 	draining bool
-	deferred bool                      // a drain is due at the end of this turn
-	adopting bool                      // mdm waits to hear that the newest map is adopted
-	told     uint64                    // what it has heard last
-	reports  map[cluster.DeviceID]bool // that are on their way
-	closing  bool                      // Detach has begun: nothing new is let in
-	ended    bool                      // nothing is dialled any more
-	idle     chan struct{}             // closed when the core is idle, if somebody waits
-	quiet    chan struct{}             // closed when no connection is left, if somebody waits
-	scratch  []byte                    // where unwanted payload goes
+	deferred bool   // a drain is due at the end of this turn
+	adopting bool   // mdm waits to hear that the newest map is adopted
+	told     uint64 // what it has heard last
+	// mdm has heard that writes wait for room, or is about to.
+	toldRoomless bool
+	reports      map[cluster.DeviceID]bool // that are on their way
+	closing      bool                      // Detach has begun: nothing new is let in
+	ended        bool                      // nothing is dialled any more
+	idle         chan struct{}             // closed when the core is idle, if somebody waits
+	quiet        chan struct{}             // closed when no connection is left, if somebody waits
+	scratch      []byte                    // where unwanted payload goes
 
 	ctx    context.Context // ends with the volume
 	cancel context.CancelFunc
@@ -200,7 +202,7 @@ func (v *Volume) do(e *core.Effect) {
 	case core.Report:
 		v.report(e)
 	case core.Room:
-		// Who looks finds it in Stats and Waiting.
+		v.tellRoomless()
 	case core.NeedMap:
 		// The watch delivers it; the core tries again when it has come.
 	case core.Lost:

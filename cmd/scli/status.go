@@ -29,6 +29,7 @@ type status struct {
 	Used        uint64     `json:"used"`
 	Volumes     uint32     `json:"volumes"`
 	Attached    uint32     `json:"attached"`
+	Waiting     uint32     `json:"volumes_waiting_for_space"`
 	PGs         uint32     `json:"pgs"`
 	PGsDegraded uint32     `json:"pgs_degraded"`
 	MapVersion  uint64     `json:"map_version"`
@@ -100,7 +101,7 @@ Health is one of
   rebalancing  copies are being moved; none is missing
   rebuilding   copies are missing and are being made; nothing is down
   degraded     something is down; I/O goes on with fewer copies
-  full         a device is nearly full
+  full         a device is nearly full, or writes wait for space (they say so: "writers wait")
   unavailable  for some data no copy is up: I/O to it waits, nothing is lost
 
 Exposure says how much of the data has how few copies, and since when. Bytes left
@@ -150,7 +151,8 @@ func fromStatus(m *pb.StatusResponse, now time.Time) *status {
 	s := &status{Cluster: uuidText(m.Cluster), Health: m.Health, Reasons: append([]string{}, m.Reasons...),
 		Servers: m.Servers, ServersUp: m.ServersUp, Devices: m.Devices, DevicesUp: m.DevicesUp,
 		Capacity: m.Capacity, Used: m.Used, Volumes: m.Volumes, Attached: m.Attached, PGs: m.Pgs,
-		PGsDegraded: m.PgsDegraded, MapVersion: m.MapVersion, Leader: m.Leader, Members: []member{},
+		Waiting: m.VolumesWaiting, PGsDegraded: m.PgsDegraded,
+		MapVersion: m.MapVersion, Leader: m.Leader, Members: []member{},
 		Exposure: []exposure{}, CatchUp: []catchUp{}, Serve: []serving{}, Next: []string{}}
 	for _, text := range m.Members {
 		name, addr, _ := strings.Cut(text, " ")
@@ -246,7 +248,11 @@ func (s *status) advise(devices []*pb.Device) {
 				"and give this one up: scli device remove %d", d.Id, d.Server, d.Path, d.Id)
 		}
 	}
-	if s.Health == "full" {
+	switch {
+	case s.Waiting > 0:
+		do("add devices (sds format, sds serve --device), or free space (scli volume delete, fstrim): " +
+			"the writes that wait go on by themselves")
+	case s.Health == "full":
 		do("add devices (sds format, sds serve --device), or free space (scli volume delete, fstrim)")
 	}
 	for _, c := range s.CatchUp {

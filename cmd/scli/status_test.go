@@ -78,6 +78,11 @@ func TestStatusText(t *testing.T) {
 			s.CatchUp = []catchUp{{Device: 2, Name: "sds2:/dev/sdb", Groups: 9, Compared: 9, Left: 1 << 20, Seconds: -1,
 				Stuck: "its source does not answer"}}
 		},
+		"full": func(s *status, _ []*pb.Server, _ []*pb.Device) {
+			s.Health, s.Waiting, s.Used = "full", 1, 29<<30
+			s.Reasons = []string{"full: writers wait: writes of volume db need space on device 2 (sds2:/dev/sdb) " +
+				"since 2026-11-23 03:00:05 UTC; reads and all other writes go on"}
+		},
 		"unavailable": func(s *status, servers []*pb.Server, devices []*pb.Device) {
 			s.Health, s.Leader, s.ServersUp, s.DevicesUp = "unavailable", "", 1, 1
 			for i := range 2 {

@@ -316,6 +316,8 @@ type SessionState struct {
 	// device in sync without having lost an acked write: the guest may resume even
 	// though copies lost their caches before. 0: says nothing.
 	SoundVersion uint64
+	// Roomless are devices on which writes have found no room; they wait for it.
+	Roomless []cluster.DeviceID
 }
 
 // RenewSession keeps the leases of all sessions of one client. lost names the
@@ -324,9 +326,12 @@ func (c *Client) RenewSession(ctx context.Context, client string, sessions []Ses
 ) (lost []cluster.VolumeID, err error) {
 	req := &pb.RenewSessionRequest{Client: client}
 	for _, s := range sessions {
-		req.Sessions = append(req.Sessions, &pb.SessionState{Volume: uint64(s.Volume),
-			Generation: uint64(s.Generation), AdoptedVersion: s.AdoptedVersion,
-			SoundVersion: s.SoundVersion})
+		x := &pb.SessionState{Volume: uint64(s.Volume), Generation: uint64(s.Generation),
+			AdoptedVersion: s.AdoptedVersion, SoundVersion: s.SoundVersion}
+		for _, id := range s.Roomless {
+			x.Roomless = append(x.Roomless, uint32(id))
+		}
+		req.Sessions = append(req.Sessions, x)
 	}
 	resp, err := call(ctx, c, "renew the leases of attached volumes", req,
 		pbconnect.MdmClient.RenewSession)

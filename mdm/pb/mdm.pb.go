@@ -2399,7 +2399,9 @@ type SessionState struct {
 	AdoptedVersion uint64 `protobuf:"varint,3,opt,name=adopted_version,json=adoptedVersion,proto3" json:"adopted_version,omitempty"`
 	// Map version at whose incarnations the client holds every device in sync
 	// without having lost an acked write. 0: says nothing.
-	SoundVersion  uint64 `protobuf:"varint,4,opt,name=sound_version,json=soundVersion,proto3" json:"sound_version,omitempty"`
+	SoundVersion uint64 `protobuf:"varint,4,opt,name=sound_version,json=soundVersion,proto3" json:"sound_version,omitempty"`
+	// Devices on which writes have found no room; they wait until there is some.
+	Roomless      []uint32 `protobuf:"varint,5,rep,packed,name=roomless,proto3" json:"roomless,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2460,6 +2462,13 @@ func (x *SessionState) GetSoundVersion() uint64 {
 		return x.SoundVersion
 	}
 	return 0
+}
+
+func (x *SessionState) GetRoomless() []uint32 {
+	if x != nil {
+		return x.Roomless
+	}
+	return nil
 }
 
 type RenewSessionResponse struct {
@@ -3144,31 +3153,32 @@ func (*StatusRequest) Descriptor() ([]byte, []int) {
 }
 
 type StatusResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Cluster       []byte                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Health        string                 `protobuf:"bytes,2,opt,name=health,proto3" json:"health,omitempty"` // ok | degraded | rebuilding | rebalancing | full | unavailable
-	Reasons       []string               `protobuf:"bytes,3,rep,name=reasons,proto3" json:"reasons,omitempty"`
-	ServersUp     uint32                 `protobuf:"varint,4,opt,name=servers_up,json=serversUp,proto3" json:"servers_up,omitempty"`
-	Servers       uint32                 `protobuf:"varint,5,opt,name=servers,proto3" json:"servers,omitempty"`
-	DevicesUp     uint32                 `protobuf:"varint,6,opt,name=devices_up,json=devicesUp,proto3" json:"devices_up,omitempty"`
-	Devices       uint32                 `protobuf:"varint,7,opt,name=devices,proto3" json:"devices,omitempty"`
-	Capacity      uint64                 `protobuf:"varint,8,opt,name=capacity,proto3" json:"capacity,omitempty"`
-	Used          uint64                 `protobuf:"varint,9,opt,name=used,proto3" json:"used,omitempty"`
-	Volumes       uint32                 `protobuf:"varint,10,opt,name=volumes,proto3" json:"volumes,omitempty"`
-	Attached      uint32                 `protobuf:"varint,11,opt,name=attached,proto3" json:"attached,omitempty"`
-	MapVersion    uint64                 `protobuf:"varint,12,opt,name=map_version,json=mapVersion,proto3" json:"map_version,omitempty"`
-	Leader        string                 `protobuf:"bytes,13,opt,name=leader,proto3" json:"leader,omitempty"`
-	Members       []string               `protobuf:"bytes,14,rep,name=members,proto3" json:"members,omitempty"`
-	Pgs           uint32                 `protobuf:"varint,15,opt,name=pgs,proto3" json:"pgs,omitempty"`
-	PgsDegraded   uint32                 `protobuf:"varint,16,opt,name=pgs_degraded,json=pgsDegraded,proto3" json:"pgs_degraded,omitempty"`
-	PgsRebuilding uint32                 `protobuf:"varint,17,opt,name=pgs_rebuilding,json=pgsRebuilding,proto3" json:"pgs_rebuilding,omitempty"` // a target is being brought in sync
-	Exposures     []*Exposure            `protobuf:"bytes,18,rep,name=exposures,proto3" json:"exposures,omitempty"`                               // groups with fewer copies than they should have
-	Resyncs       []*DeviceResync        `protobuf:"bytes,19,rep,name=resyncs,proto3" json:"resyncs,omitempty"`
-	Settings      *Settings              `protobuf:"bytes,20,opt,name=settings,proto3" json:"settings,omitempty"`
-	ScrubDevice   uint32                 `protobuf:"varint,21,opt,name=scrub_device,json=scrubDevice,proto3" json:"scrub_device,omitempty"` // whose last scrub as a whole is the oldest; 0: there are no devices
-	ScrubbedMs    int64                  `protobuf:"varint,22,opt,name=scrubbed_ms,json=scrubbedMs,proto3" json:"scrubbed_ms,omitempty"`    // Unix time of its start; 0: never
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Cluster        []byte                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Health         string                 `protobuf:"bytes,2,opt,name=health,proto3" json:"health,omitempty"` // ok | degraded | rebuilding | rebalancing | full | unavailable
+	Reasons        []string               `protobuf:"bytes,3,rep,name=reasons,proto3" json:"reasons,omitempty"`
+	ServersUp      uint32                 `protobuf:"varint,4,opt,name=servers_up,json=serversUp,proto3" json:"servers_up,omitempty"`
+	Servers        uint32                 `protobuf:"varint,5,opt,name=servers,proto3" json:"servers,omitempty"`
+	DevicesUp      uint32                 `protobuf:"varint,6,opt,name=devices_up,json=devicesUp,proto3" json:"devices_up,omitempty"`
+	Devices        uint32                 `protobuf:"varint,7,opt,name=devices,proto3" json:"devices,omitempty"`
+	Capacity       uint64                 `protobuf:"varint,8,opt,name=capacity,proto3" json:"capacity,omitempty"`
+	Used           uint64                 `protobuf:"varint,9,opt,name=used,proto3" json:"used,omitempty"`
+	Volumes        uint32                 `protobuf:"varint,10,opt,name=volumes,proto3" json:"volumes,omitempty"`
+	Attached       uint32                 `protobuf:"varint,11,opt,name=attached,proto3" json:"attached,omitempty"`
+	MapVersion     uint64                 `protobuf:"varint,12,opt,name=map_version,json=mapVersion,proto3" json:"map_version,omitempty"`
+	Leader         string                 `protobuf:"bytes,13,opt,name=leader,proto3" json:"leader,omitempty"`
+	Members        []string               `protobuf:"bytes,14,rep,name=members,proto3" json:"members,omitempty"`
+	Pgs            uint32                 `protobuf:"varint,15,opt,name=pgs,proto3" json:"pgs,omitempty"`
+	PgsDegraded    uint32                 `protobuf:"varint,16,opt,name=pgs_degraded,json=pgsDegraded,proto3" json:"pgs_degraded,omitempty"`
+	PgsRebuilding  uint32                 `protobuf:"varint,17,opt,name=pgs_rebuilding,json=pgsRebuilding,proto3" json:"pgs_rebuilding,omitempty"` // a target is being brought in sync
+	Exposures      []*Exposure            `protobuf:"bytes,18,rep,name=exposures,proto3" json:"exposures,omitempty"`                               // groups with fewer copies than they should have
+	Resyncs        []*DeviceResync        `protobuf:"bytes,19,rep,name=resyncs,proto3" json:"resyncs,omitempty"`
+	Settings       *Settings              `protobuf:"bytes,20,opt,name=settings,proto3" json:"settings,omitempty"`
+	ScrubDevice    uint32                 `protobuf:"varint,21,opt,name=scrub_device,json=scrubDevice,proto3" json:"scrub_device,omitempty"`          // whose last scrub as a whole is the oldest; 0: there are no devices
+	ScrubbedMs     int64                  `protobuf:"varint,22,opt,name=scrubbed_ms,json=scrubbedMs,proto3" json:"scrubbed_ms,omitempty"`             // Unix time of its start; 0: never
+	VolumesWaiting uint32                 `protobuf:"varint,30,opt,name=volumes_waiting,json=volumesWaiting,proto3" json:"volumes_waiting,omitempty"` // whose writes wait because devices are full
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -3351,6 +3361,13 @@ func (x *StatusResponse) GetScrubDevice() uint32 {
 func (x *StatusResponse) GetScrubbedMs() int64 {
 	if x != nil {
 		return x.ScrubbedMs
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetVolumesWaiting() uint32 {
+	if x != nil {
+		return x.VolumesWaiting
 	}
 	return 0
 }
@@ -5104,14 +5121,15 @@ const file_mdm_proto_rawDesc = "" +
 	"\x0eDetachResponse\"e\n" +
 	"\x13RenewSessionRequest\x12\x16\n" +
 	"\x06client\x18\x01 \x01(\tR\x06client\x126\n" +
-	"\bsessions\x18\x02 \x03(\v2\x1a.braid.mdm.v1.SessionStateR\bsessions\"\x94\x01\n" +
+	"\bsessions\x18\x02 \x03(\v2\x1a.braid.mdm.v1.SessionStateR\bsessions\"\xb0\x01\n" +
 	"\fSessionState\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\x04R\x06volume\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12'\n" +
 	"\x0fadopted_version\x18\x03 \x01(\x04R\x0eadoptedVersion\x12#\n" +
-	"\rsound_version\x18\x04 \x01(\x04R\fsoundVersion\"*\n" +
+	"\rsound_version\x18\x04 \x01(\x04R\fsoundVersion\x12\x1a\n" +
+	"\broomless\x18\x05 \x03(\rR\broomless\"*\n" +
 	"\x14RenewSessionResponse\x12\x12\n" +
 	"\x04lost\x18\x01 \x03(\x04R\x04lost\"|\n" +
 	"\x12DropReplicaRequest\x12\x16\n" +
@@ -5159,7 +5177,7 @@ const file_mdm_proto_rawDesc = "" +
 	"\x12JoinInSyncResponse\x12\x18\n" +
 	"\arefused\x18\x01 \x03(\rR\arefused\x12\x14\n" +
 	"\x05later\x18\x02 \x03(\rR\x05later\"\x0f\n" +
-	"\rStatusRequest\"\xc7\x05\n" +
+	"\rStatusRequest\"\xf0\x05\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x16\n" +
 	"\x06health\x18\x02 \x01(\tR\x06health\x12\x18\n" +
@@ -5187,7 +5205,8 @@ const file_mdm_proto_rawDesc = "" +
 	"\bsettings\x18\x14 \x01(\v2\x16.braid.mdm.v1.SettingsR\bsettings\x12!\n" +
 	"\fscrub_device\x18\x15 \x01(\rR\vscrubDevice\x12\x1f\n" +
 	"\vscrubbed_ms\x18\x16 \x01(\x03R\n" +
-	"scrubbedMs\"m\n" +
+	"scrubbedMs\x12'\n" +
+	"\x0fvolumes_waiting\x18\x1e \x01(\rR\x0evolumesWaiting\"m\n" +
 	"\bExposure\x12\x16\n" +
 	"\x06copies\x18\x01 \x01(\rR\x06copies\x12\x16\n" +
 	"\x06wanted\x18\x02 \x01(\rR\x06wanted\x12\x16\n" +

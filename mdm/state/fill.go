@@ -4,6 +4,8 @@ package state
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"braid/cluster"
@@ -56,7 +58,7 @@ func (s *State) TellFill(used map[cluster.DeviceID]uint64, now time.Time) *Tx {
 		severity, text := Info, "has room again"
 		switch {
 		case level == tellFull:
-			severity, text = Warning, "writes that need space on it are about to fail; add devices, or free space"
+			severity, text = Warning, "writes that need space on it are about to wait; add devices, or free space"
 		case level == tellNearFull && d.Told == "":
 			severity, text = Warning, "add devices soon, or free space"
 		}
@@ -69,6 +71,54 @@ func (s *State) TellFill(used map[cluster.DeviceID]uint64, now time.Time) *Tx {
 		}
 	}
 	return tx
+}
+
+// TellRoomless notes on which devices writes of a session wait for room, and makes an
+// event of the first of them and of the end. Where the session is not that one, it is
+// no news.
+func (s *State) TellRoomless(id cluster.VolumeID, gen cluster.Generation, on []cluster.DeviceID, now time.Time) *Tx {
+	tx := s.Begin(now)
+	x, v := s.Session(id), s.volumes[id]
+	on = slices.Sorted(slices.Values(on))
+	if x == nil || v == nil || x.Generation != gen || slices.Equal(x.Roomless, on) {
+		return tx
+	}
+	next := *x
+	next.Roomless = on
+	switch {
+	case len(on) == 0:
+		next.RoomlessSince = time.Time{}
+		tx.event(Info, "capacity", v.Name, "volume %s: its writes go on; they had waited for space since %s", v.Name,
+			clock(x.RoomlessSince))
+	case len(x.Roomless) == 0:
+		next.RoomlessSince = now
+		tx.event(Warning, "capacity", v.Name, "volume %s: writes wait for space on %s; add devices, or free space: "+
+			"they go on by themselves", v.Name, s.deviceNames(on))
+	}
+	tx.put(sessionKey(id), next)
+	return tx
+}
+
+// noteRoomless says which volumes' writes wait for room.
+func (s *State) noteRoomless(st *Status) {
+	for _, x := range s.Sessions() {
+		if v := s.volumes[x.Volume]; v != nil && len(x.Roomless) > 0 {
+			st.Waiting++
+			st.worse(Full, "full: writers wait: writes of volume %s need space on %s since %s; reads and all other "+
+				"writes go on", v.Name, s.deviceNames(x.Roomless), clock(x.RoomlessSince))
+		}
+	}
+}
+
+func clock(t time.Time) string { return t.Format("2006-01-02 15:04:05 MST") }
+
+// deviceNames is a list of devices for people.
+func (s *State) deviceNames(ids []cluster.DeviceID) string {
+	var out []string
+	for _, id := range ids {
+		out = append(out, fmt.Sprintf("device %d (%s)", id, s.deviceName(id)))
+	}
+	return strings.Join(out, ", ")
 }
 
 // noteReserve says when the copies of some fault set would not find room on the

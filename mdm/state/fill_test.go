@@ -91,3 +91,44 @@ func TestReserveForRebuilds(t *testing.T) {
 		t.Error("two servers and two copies: nothing could be made anew")
 	}
 }
+
+// Goal: that writes wait for room is told once when it begins and once when it ends, by
+// whatever leader, stands in the status meanwhile, and ends with the session.
+func TestRoomlessIsTold(t *testing.T) {
+	y := newYard(t, 3, 2)
+	x := y.start(AttachRequest{Volume: "v", Client: "c", Host: "h", Request: "r"})
+	tell := func(want string, on ...cluster.DeviceID) {
+		t.Helper()
+		before := y.state().LastEvent()
+		y.commit(y.state().TellRoomless(x.Volume, x.Generation, on, y.now))
+		told := y.state().Events(before, 0)
+		switch {
+		case want == "" && len(told) == 0:
+		case want == "" || len(told) != 1 || told[0].Kind != "capacity" || !strings.Contains(told[0].Text, want):
+			t.Errorf("writes wait on %v: events %+v, want %q", on, told, want)
+		}
+		if !y.reloaded().TellRoomless(x.Volume, x.Generation, on, y.now).Empty() {
+			t.Errorf("writes wait on %v: a new leader tells again", on)
+		}
+		st := y.state().Status(nil)
+		if waits := len(on) > 0; waits != (st.Waiting == 1) || waits != (st.Health == Full) {
+			t.Errorf("writes wait on %v: status %+v", on, st)
+		}
+	}
+	tell("")
+	tell("volume v: writes wait for space on device 2 (", 2)
+	tell("", 3, 2)
+	tell("volume v: its writes go on")
+	tell("writes wait for space on device 1 (", 1)
+	if !y.state().TellRoomless(x.Volume, x.Generation+1, nil, y.now).Empty() {
+		t.Error("another session says that writes go on")
+	}
+	tx, err := y.state().Detach("v", "c", x.Generation, y.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	y.commit(tx)
+	if st := y.state().Status(nil); st.Waiting != 0 || st.Health == Full {
+		t.Errorf("after the detach: %+v", st)
+	}
+}

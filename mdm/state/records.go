@@ -160,6 +160,9 @@ type Session struct {
 	// Sound is the revision after which copies that lose their caches may lose
 	// acked writes of this session's guest.
 	Sound int64 `json:"sound,omitempty"`
+	// Roomless are devices on which its writes found no room, since then: they wait.
+	Roomless      []cluster.DeviceID `json:"roomless,omitempty"`
+	RoomlessSince time.Time          `json:"roomless_since,omitzero"`
 }
 
 // Tombstone remembers a deleted volume until no server holds any of it.

@@ -39,6 +39,7 @@ type Status struct {
 	Used             uint64
 	Volumes          int
 	Attached         int
+	Waiting          int // volumes whose writes wait for room
 	Groups           int
 	GroupsDegraded   int
 	groupsOut        int // without any in-sync copy that is up
@@ -66,6 +67,7 @@ func (s *State) Status(used map[cluster.DeviceID]uint64) Status {
 		st.worse(Unavailable, "%d of %d groups have no in-sync copy on a device that is up: I/O to "+
 			"them waits", st.groupsOut, st.Groups)
 	}
+	s.noteRoomless(&st)
 	s.fullDevices(&st, used)
 	s.noteReserve(&st, used)
 	s.downParts(&st)

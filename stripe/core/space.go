@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"braid/cluster"
 	"braid/transport/bio"
 )
 
@@ -238,6 +239,20 @@ func (s *spaceState) overlaps(r *bio.Request) bool {
 		}
 	}
 	return false
+}
+
+// Roomless are the devices on which writes that wait have found no room, in no order.
+func (c *Core) Roomless() (list []cluster.DeviceID) {
+	if c.space.pieces == 0 {
+		return nil
+	}
+	for i := range c.pieces[:c.pieceHigh] {
+		p := &c.pieces[i]
+		if p.live && p.roomless != 0 && !slices.Contains(list, c.devs[p.full].id) {
+			list = append(list, c.devs[p.full].id)
+		}
+	}
+	return list
 }
 
 // waitingRoom are writes that found no room.

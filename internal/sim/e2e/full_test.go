@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"braid/mdm/pb"
@@ -72,11 +73,9 @@ func TestFullClusterGrows(t *testing.T) {
 	verify(second, 0, written-1, 1000)
 	failsWithoutSpace(t, c, size, content(0))
 	Eventually(t, "the cluster says that it is full", func() bool {
-		told := false
-		err := c.Api.Events(t.Context(), 0, 0, false, func(e *pb.Event) {
-			told = told || e.Kind == "capacity" && e.Severity == "warning"
-		})
-		return err == nil && told && c.status().Health == "full"
+		s := c.status()
+		return c.told(t, "full: writes that need space") && c.told(t, "writes wait for space") &&
+			s.Health == "full" && s.VolumesWaiting == 1
 	})
 	if !roomless(second) {
 		t.Error("no write waits for space any more")
@@ -88,6 +87,9 @@ func TestFullClusterGrows(t *testing.T) {
 			t.Fatalf("write %d, which waited for space: %v; waiting: %+v", i, err, second.Waiting())
 		}
 	}
+	Eventually(t, "the cluster says that writes go on", func() bool {
+		return c.told(t, "its writes go on") && c.status().VolumesWaiting == 0
+	})
 	for i := upTo; i < min(upTo+16, size/piece); i++ {
 		Write(t, second, uint64(i)*piece, content(1000+i))
 	}
@@ -95,6 +97,14 @@ func TestFullClusterGrows(t *testing.T) {
 	verify(first, 0, 16, 2000)
 	verify(first, 16, size/piece, 0)
 	verify(second, 0, min(upTo+16, size/piece), 1000)
+}
+
+// told reports whether an event about space says that.
+func (c *Cluster) told(t *testing.T, text string) (told bool) {
+	err := c.Api.Events(t.Context(), 0, 0, false, func(e *pb.Event) {
+		told = told || e.Kind == "capacity" && strings.Contains(e.Text, text)
+	})
+	return err == nil && told
 }
 
 // failsWithoutSpace uses a volume whose writes are to fail where there is no space.
