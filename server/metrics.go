@@ -125,6 +125,7 @@ func (d *device) collect(out chan<- prometheus.Metric) {
 	send(g, "pressure", "Pressure of the activity log, 0 to 1000.", float64(st.pressure.Load()))
 	send(g, "buffers_out", "Payload buffers in use.", float64(d.pool.Outstanding()))
 	send(c, "loop_enters_total", "System calls that submit and wait.", float64(ls.Enters))
+	send(g, "loop_batching", "Whether the thread waits until a core is free, 0 or 1.", float64(ls.Batching))
 	send(c, "loop_operations_total", "Operations that the loop completed.", float64(ls.Ops))
 	send(c, "loop_ring_operations_total", "Of these, by io_uring.", float64(ls.RingOps))
 	for i := range st.refusals {

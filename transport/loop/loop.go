@@ -79,6 +79,7 @@ type Stats struct {
 	Parks     uint64 // waits that lent the loop's processor to other goroutines
 	Active    uint64 // operations submitted and not completed
 	Overflows uint64 // times the kernel had to queue completions beyond its ring
+	Batching  uint64 // 1 while the thread has the batch policy; see policy
 }
 
 // engine is what differs between io_uring and the pool. All of it runs on the
@@ -122,6 +123,8 @@ type Loop struct {
 	spare    []func()
 	closing  bool
 	count    Stats
+	sched    scheduler
+	before   uint64 // count.Ops when the last turn began
 
 	// mu guards posts, ended, and the eventfd against writes after its close. It is
 	// a leaf.
@@ -141,7 +144,7 @@ type Loop struct {
 
 // published is a copy of the counters that other goroutines may read.
 type published struct {
-	enters, ops, ringOps, wakeups, turns, parks, active, overflows atomic.Uint64
+	enters, ops, ringOps, wakeups, turns, parks, active, overflows, batching atomic.Uint64
 }
 
 // New makes a loop and its thread, which waits for Start. The loop must be
@@ -218,6 +221,8 @@ func (l *Loop) thread(made chan<- error) {
 	}
 	ownProcessor()
 	defer returnProcessor()
+	l.sched.start()
+	defer l.sched.stop()
 	made <- nil
 	<-l.start
 	l.run()
@@ -374,7 +379,7 @@ func (l *Loop) Stats() Stats {
 	return Stats{
 		Enters: s.enters.Load(), Ops: s.ops.Load(), RingOps: s.ringOps.Load(),
 		Wakeups: s.wakeups.Load(), Turns: s.turns.Load(), Parks: s.parks.Load(),
-		Active: s.active.Load(), Overflows: s.overflows.Load(),
+		Active: s.active.Load(), Overflows: s.overflows.Load(), Batching: s.batching.Load(),
 	}
 }
 
@@ -388,4 +393,5 @@ func (l *Loop) publish() {
 	s.parks.Store(c.Parks)
 	s.active.Store(uint64(l.active))
 	s.overflows.Store(c.Overflows)
+	s.batching.Store(l.sched.batching())
 }

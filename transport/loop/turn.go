@@ -25,8 +25,10 @@ func (l *Loop) run() {
 
 // turn is one round: callbacks that are due, then one system call.
 func (l *Loop) turn() {
-	l.count.Turns++
 	l.tick()
+	l.sched.turn(l.count.Ops-l.before, l.now)
+	l.before = l.count.Ops
+	l.count.Turns++
 	l.runPosts()
 	l.runTimers()
 	l.runRefused()
