@@ -180,7 +180,7 @@ func (d *device) prepare(s *slot, sums []byte) transport.Status {
 		return d.preparePeer(s)
 	}
 	status := d.gate.Admit(&s.ticket, s.conn.id, h)
-	r.Volume, r.Gen = s.ticket.Volume, s.ticket.Gen
+	r.Volume, r.Gen, r.IsCopy = s.ticket.Volume, s.ticket.Gen, s.ticket.Target
 	if r.Op == store.OpStamp {
 		r.Tag = cluster.Tag{Gen: r.Gen, Interval: r.Interval}
 	}
@@ -210,6 +210,7 @@ func (d *device) preparePeer(s *slot) transport.Status {
 // next.
 func clearRequest(r *store.Request) {
 	r.Op, r.FUA, r.NoHole, r.IsCopy, r.Drained, r.Hole, r.Layer = 0, false, false, false, false, false, 0
+	r.Fresh = false
 	r.Volume, r.Gen, r.Interval, r.Value = 0, 0, 0, 0
 	r.Chunk, r.Offset, r.Length = 0, 0, 0
 	r.Data, r.Sums, r.Status = nil, nil, transport.StatusOK

@@ -75,6 +75,7 @@ type device struct {
 	target    *target
 	mend      *mender
 	scrub     *scrubber
+	pace      pacer
 	catchUp   catchUpMeter
 	front     int64  // ns: how long clients' requests take, an average of the latest
 	frontAt   int64  // when it was measured last
@@ -144,6 +145,7 @@ func (d *device) start(cfg store.Config) error {
 	d.conns = map[*conn]struct{}{}
 	d.target = newTarget(d, d.resync)
 	d.mend, d.scrub = newMender(d), newScrubber(d)
+	d.pace.init(d)
 	d.dropped = map[cluster.VolumeID]bool{}
 	d.watch.Fire, d.idle.Fire = d.onWatch, d.onIdle
 	d.refreshReport()

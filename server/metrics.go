@@ -118,6 +118,8 @@ func (d *device) collect(out chan<- prometheus.Metric) {
 	send(c, "resync_skipped_bytes_total", "Written by clients to chunks still to be copied, and left to that.",
 		float64(st.skipped.Load()))
 	send(c, "resync_repeated_chunks_total", "Chunks whose copy had to begin anew.", float64(st.repeated.Load()))
+	send(c, "paced_writes_total", "Writes of new chunks that were slowed, as the device is nearly full.",
+		float64(st.paced.Load()))
 	send(c, "disk_operations_total", "Operations given to the disk.", float64(st.diskOps.Load()))
 	send(c, "disk_errors_total", "Operations that the disk failed.", float64(st.diskErrors.Load()))
 	send(c, "pauses_total", "Times a connection waited for memory.", float64(st.pauses.Load()))

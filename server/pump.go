@@ -91,7 +91,9 @@ func (d *device) ended(r *store.Request) {
 			owner.next, d.ends = d.ends, owner
 			return
 		}
-		d.reply(owner, r.Status)
+		if !d.pace.takes(owner) {
+			d.reply(owner, r.Status)
+		}
 	case *resync.Op:
 		d.target.ended = append(d.target.ended, owner)
 	case *ownRequest:

@@ -17,10 +17,11 @@ const (
 	slotReceiving           // the transport fills its payload
 	slotStored              // the store has it
 	slotSending             // the transport sends its reply
+	slotPaced               // its reply is held back, as space is scarce
 )
 
 func (s slotState) String() string {
-	return [...]string{"free", "receiving", "stored", "sending"}[s]
+	return [...]string{"free", "receiving", "stored", "sending", "paced"}[s]
 }
 
 // slot is one request from its header's arrival until its reply is sent.

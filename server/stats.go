@@ -17,6 +17,7 @@ type deviceStats struct {
 	refusals                            [statusCount]atomic.Uint64 // replies by status, but StatusOK
 	resynced                            atomic.Uint64              // bytes copied by resync
 	repeated                            atomic.Uint64              // chunks whose copy began anew
+	paced                               atomic.Uint64              // writes that took a new chunk and were slowed
 	skipped                             atomic.Uint64              // bytes of clients that were left to the copy
 	conns                               atomic.Int64
 	pressure                            atomic.Int64

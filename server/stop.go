@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"braid/server/store"
@@ -49,6 +50,7 @@ func (d *device) drain(done func(transport.Status)) {
 		return
 	}
 	d.state = deviceStopping
+	d.pace.release(math.MaxInt64)
 	d.target.stop()
 	d.own(store.Request{Op: store.OpStop}, done)
 }

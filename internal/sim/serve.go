@@ -91,7 +91,7 @@ func (n *Node) prepare(j *job, m message) transport.Status {
 		return n.preparePeer(j)
 	}
 	status := n.gate.Admit(&j.ticket, j.conn.id, h)
-	r.Volume, r.Gen = j.ticket.Volume, j.ticket.Gen
+	r.Volume, r.Gen, r.IsCopy = j.ticket.Volume, j.ticket.Gen, j.ticket.Target
 	if r.Op == store.OpStamp {
 		r.Tag = cluster.Tag{Gen: r.Gen, Interval: r.Interval}
 	}

@@ -32,6 +32,8 @@ type Ticket struct {
 	// Skip: the request is not for the store. It is answered StatusOK with
 	// FlagSkipped, and its chunk is copied later.
 	Skip bool
+	// Target: the device is being brought in sync, so what it takes is part of a copy.
+	Target bool
 
 	pg      cluster.PGID
 	epoch   uint32
@@ -80,7 +82,7 @@ func (g *Gate) Admit(t *Ticket, conn ConnID, h *transport.Header) transport.Stat
 	if status != transport.StatusOK {
 		return status
 	}
-	t.Volume, t.Gen, t.Skip = s.volume, s.gen, false
+	t.Volume, t.Gen, t.Skip, t.Target = s.volume, s.gen, false, false
 	t.pg, t.epoch = cluster.PGID(h.PG), h.Epoch
 	a := accessOf(h.Op)
 	if a == accessNone {
@@ -106,7 +108,8 @@ func (g *Gate) Admit(t *Ticket, conn ConnID, h *transport.Header) transport.Stat
 	if pg == nil || pg.ID != t.pg {
 		return transport.StatusInvalid
 	}
-	if p.target != nil && a != accessRead {
+	t.Target = p.target != nil
+	if t.Target && a != accessRead {
 		if status := g.skip(t, p.target, Key{Volume: s.volume, Chunk: h.Chunk}, a); status != transport.StatusOK {
 			return status
 		}
@@ -120,7 +123,7 @@ func (g *Gate) Admit(t *Ticket, conn ConnID, h *transport.Header) transport.Stat
 // requests have no session; Interval names the volume. Lists concern all groups:
 // the target uses what it may.
 func (g *Gate) AdmitPeer(t *Ticket, h *transport.Header) transport.Status {
-	t.Volume, t.Gen, t.Skip = cluster.VolumeID(h.Interval), 0, false
+	t.Volume, t.Gen, t.Skip, t.Target = cluster.VolumeID(h.Interval), 0, false, false
 	t.pg, t.epoch = cluster.PGID(h.PG), h.Epoch
 	if g.current == nil {
 		return transport.StatusRetry

@@ -258,6 +258,9 @@ func TestTargets(t *testing.T) {
 		if k.Skip != wantSkip {
 			t.Errorf("%s: skip is %v", what, k.Skip)
 		}
+		if !k.Target {
+			t.Errorf("%s: what a target takes is no part of a copy", what)
+		}
 		g.Done(&k)
 	}
 	skips("before the comparison", transport.OpWrite, 5, 1, true)

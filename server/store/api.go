@@ -94,6 +94,7 @@ type Request struct {
 	Raw      bool  // OpRead: torn and rotten blocks too; Sums are those of the bytes just read
 	Unlog    bool  // OpStamp
 	Hole     bool  // result
+	Fresh    bool  // result: a user's write that took a chunk from the free ones
 	Marks    Marks // OpMark
 	Layer    uint32
 	Volume   cluster.VolumeID

@@ -108,6 +108,7 @@ func (c *Core) tryAdmit(r *Request) admission {
 		isReserved := !r.IsCopy && c.slots.used+c.reserve >= c.lay.slots
 		if !isReserved {
 			slot, stored = c.allocate(&key)
+			r.Fresh = stored && !r.IsCopy
 		}
 		if !stored {
 			if c.slots.freeing > 0 || !isReserved && c.slots.used < c.lay.slots {
@@ -158,6 +159,21 @@ func (c *Core) enter(r *Request, slot, e uint32, cost int) {
 func (c *Core) SetReserve(percent uint32) {
 	c.reserve = uint32(uint64(c.lay.slots) * uint64(min(percent, 100)) / 100)
 	c.retry = true
+}
+
+// ScarcityMost is that of a device on which clients' writes find no room.
+const ScarcityMost = 1000
+
+// Scarcity says how much of the last sixteenth of what clients' writes may take is
+// used, in thousandths; 0 before that.
+func (c *Core) Scarcity() uint32 {
+	usable := c.lay.slots - min(c.reserve, c.lay.slots)
+	last := usable / 16
+	free := usable - min(c.slots.used, usable)
+	if free >= last {
+		return 0
+	}
+	return ScarcityMost * (last - free) / last
 }
 
 // allocate gives a chunk a slot and an empty page. Nothing of it is durable

@@ -127,6 +127,10 @@ func (c *Core) waitingOn(w *waits, dev int32, before int64) {
 		if cp.kind == copyDelayed {
 			entry.Reason, entry.Why = WaitRetry, "it answers \""+statusText(cp.why)+"\""
 			entry.Next, entry.NextAt = "sent again", cp.at
+			if cp.why == transport.StatusNoSpace { // of the resolver
+				entry.Reason = WaitSpace
+				entry.Next = "add a device or free space: it goes on by itself"
+			}
 		}
 		c.count(w, &entry, slot, since)
 	}
