@@ -15,7 +15,8 @@ import (
 // number of loops, in the order in which they ran out of it. It must hold at
 // least Consumers(depth) for a small depth; connections allocate nothing beyond.
 type Arena struct {
-	pool *buf.Pool
+	pool  *buf.Pool
+	spill spill
 	// waiting is the length of queue, read without mu on the fast path.
 	waiting atomic.Int32
 	// mu guards the rest. It is a leaf: nothing is called with it held.
@@ -67,6 +68,7 @@ func (a *Arena) wait(c *Conn) {
 	if watch {
 		a.pool.Wait(a.wake)
 	}
+	a.spill.wait(a.kickFirst)
 	c.port.watchStalls()
 }
 

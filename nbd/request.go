@@ -471,10 +471,13 @@ func (c *Conn) freeThe(p *piece) {
 func (c *Conn) takeBuffer(n int) *buf.Buf {
 	a := c.port.arena
 	if c.held > 0 && c.held+n > heldLimit || !a.admit(c) {
-		return nil
+		return a.spill.get(c.port, n)
 	}
 	b := a.pool.Get(n)
 	if b == nil {
+		if b = a.spill.get(c.port, n); b != nil {
+			return b
+		}
 		a.wait(c)
 		if b = a.pool.Get(n); b == nil {
 			return nil
@@ -488,8 +491,10 @@ func (c *Conn) releaseBuffer(p *piece) {
 	if p.Buf == nil {
 		return
 	}
-	c.held -= len(p.Buf.B)
-	c.port.arena.pool.Release(p.Buf)
+	if !c.port.arena.spill.release(p.Buf) {
+		c.held -= len(p.Buf.B)
+		c.port.arena.pool.Release(p.Buf)
+	}
 	p.Buf, p.Data = nil, nil
 }
 

@@ -107,7 +107,7 @@ func (v *Volume) tellAdopted() {
 // tellRoomless has the session renewed at once when writes begin to wait for room. That
 // they do no longer the next renewal tells.
 func (v *Volume) tellRoomless() {
-	if v.toldRoomless || v.core.Stats().Roomless == 0 {
+	if v.toldRoomless || !v.core.IsRoomless() {
 		return
 	}
 	v.toldRoomless = true

@@ -144,6 +144,9 @@ func (v *Volume) BlockSize() int { return int(v.volume.BlockSize) }
 // ReadOnly reports whether writes are refused.
 func (v *Volume) ReadOnly() bool { return v.cfg.ReadOnly }
 
+// Roomless reports whether writes wait for space. It is part of nbd.Roomless.
+func (v *Volume) Roomless() bool { return v.core.IsRoomless() }
+
 // Name of the attached volume.
 func (v *Volume) Name() string { return v.volume.Name }
 

@@ -241,6 +241,9 @@ func (s *spaceState) overlaps(r *bio.Request) bool {
 	return false
 }
 
+// IsRoomless reports whether some write waits for room.
+func (c *Core) IsRoomless() bool { return c.space.pieces > 0 }
+
 // Roomless are the devices on which writes that wait have found no room, in no order.
 func (c *Core) Roomless() (list []cluster.DeviceID) {
 	if c.space.pieces == 0 {

@@ -43,6 +43,7 @@ type Buf struct {
 }
 
 type class struct {
+	pool  *Pool
 	size  int
 	count int
 	// mu guards free. It is a leaf and never held across a call out.
@@ -86,7 +87,7 @@ func NewPool(consumers ...Consumer) (*Pool, error) {
 	}
 	p := &Pool{mem: mem}
 	for size := range counts {
-		p.classes = append(p.classes, &class{size: size, count: counts[size]})
+		p.classes = append(p.classes, &class{pool: p, size: size, count: counts[size]})
 	}
 	slices.SortFunc(p.classes, func(a, b *class) int { return a.size - b.size })
 	off := 0
@@ -202,6 +203,9 @@ func (p *Pool) Close() error {
 	}
 	return nil
 }
+
+// Has reports whether a buffer is one of the pool's.
+func (p *Pool) Has(b *Buf) bool { return b.class.pool == p }
 
 // Retain adds a reference.
 func (b *Buf) Retain() {
