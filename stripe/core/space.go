@@ -168,6 +168,13 @@ func (c *Core) tickRoom() {
 			c.giveUp(int32(i), bio.ErrShutdown)
 		}
 	}
+	for n := c.space.held.n; n > 0; n-- {
+		if r := c.space.held.pop(); r.Gone {
+			c.completeNow(r, bio.ErrShutdown)
+		} else {
+			c.space.held.push(r)
+		}
+	}
 	for i := range c.devs {
 		d := &c.devs[i]
 		if d.roomless == 0 {

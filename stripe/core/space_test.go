@@ -195,6 +195,10 @@ func TestWritesWithoutRoomLeaveSlots(t *testing.T) {
 	}
 	s.mustEnd("read", s.begin(bio.Request{Op: bio.Read, Off: at(kept), Len: 4096, Data: block(0)}), nil)
 	s.mustEnd("flush", s.begin(bio.Request{Op: bio.Flush}), nil)
+	gone := s.write(at(16), block(9))
+	gone.Gone = true
+	s.tick(time.Second)
+	s.mustEnd("write of nobody", gone, bio.ErrShutdown)
 	overlaps := s.begin(bio.Request{Op: bio.Read, Off: at(15), Len: 4096, Data: block(0)})
 	if s.isDone(overlaps) {
 		t.Error("a read overtakes a write to the same block")
