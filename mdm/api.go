@@ -136,7 +136,7 @@ func serverReport(r *pb.RegisterServerRequest) (state.ServerReport, error) {
 	}
 	devices, err := deviceReports(r.Devices)
 	return state.ServerReport{Name: r.Name, Addr: r.Addr, FaultSet: r.FaultSet, Version: r.Version,
-		Cluster: uuid, Devices: devices}, err
+		Cluster: uuid, Devices: devices, Spare: r.Spare}, err
 }
 
 func deviceReports(reports []*pb.DeviceReport) ([]state.DeviceReport, error) {

@@ -43,6 +43,9 @@ func (a *api) Status(ctx context.Context, r *connect.Request[pb.StatusRequest],
 		if l := a.m.leads(); l != nil && s.GroupsDegraded > s.GroupsRebuilding {
 			resp.Reasons = append(resp.Reasons, l.care.waits(st, l.now())...)
 		}
+		if l := a.m.leads(); l != nil {
+			resp.Reasons = append(resp.Reasons, l.pilot.stuck(st)...)
+		}
 		if text := heldText(st); text != "" {
 			resp.Health, resp.Reasons = state.Degraded, []string{text}
 		}
@@ -104,6 +107,7 @@ func (a *api) ListDevices(ctx context.Context, r *connect.Request[pb.ListDevices
 		for i, d := range devices {
 			m := pb.FromDevice(d)
 			m.Used, m.StartCounter, m.Failed = used[d.ID], records[i].StartCounter, records[i].Failed
+			m.Spare = records[i].Spare
 			resp.Devices = append(resp.Devices, m)
 		}
 	})

@@ -65,6 +65,12 @@ type Config struct {
 	// one that accepts a connection lives.
 	Probe func(ctx context.Context, addr string) error
 
+	// Hook is a program that the autopilot runs when no spare device is left, and that
+	// is to bring one; HookTimeout bounds it. Empty: none. It is a flag alone: who may
+	// talk to the API must not choose what runs here.
+	Hook        string
+	HookTimeout time.Duration
+
 	Pprof bool // serve Go's profiles below /debug/pprof/ of the API's port
 
 	Log *slog.Logger

@@ -28,6 +28,7 @@ type leader struct {
 	mover     mover
 	health    healthWatch
 	told      testimony
+	pilot     pilot
 	scrubLook time.Time          // the tick's: when it looked for scrubs that are due
 	end       context.CancelFunc // ends the term
 	log       *slog.Logger
@@ -84,7 +85,7 @@ func (m *Member) lead(ctx context.Context) error {
 	if err := election.Campaign(won, ballot(m.config.Name, m.addr)); err != nil {
 		return fmt.Errorf("campaign: %w", err)
 	}
-	l := &leader{store: m.store, now: m.config.now, leases: newLeases(m.config),
+	l := &leader{store: m.store, now: m.config.now, pilot: pilot{config: m.config, addr: m.addr}, leases: newLeases(m.config),
 		care: newCare(m.config), end: cancel, log: m.config.Log,
 		guard: guard{key: election.Key(), created: election.Rev()}}
 	if err := l.takeOver(won, m); err != nil {
@@ -92,7 +93,10 @@ func (m *Member) lead(ctx context.Context) error {
 	}
 	m.setLeading(l)
 	m.config.Log.Info("this member leads", "name", m.config.Name)
-	return l.tick(won)
+	err = l.tick(won)
+	cancel()
+	l.pilot.hooks.Wait()
+	return err
 }
 
 // bury ends the candidacies of this member's earlier process, which died
@@ -191,7 +195,7 @@ func (l *leader) tick(ctx context.Context) error {
 			continue
 		}
 		if err := errors.Join(l.expire(ctx), l.tend(ctx), l.tellHealth(ctx), l.tellFill(ctx),
-			l.schedule(ctx)); err != nil {
+			l.schedule(ctx), l.steer(ctx)); err != nil {
 			// It passes: etcd may be without a quorum. The leases stay as they are
 			// and the next tick tries again.
 			l.log.Warn("leases that ran out could not be ended", "error", err)

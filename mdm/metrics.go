@@ -45,7 +45,9 @@ func newMetrics(m *Member) *metrics {
 	add("devices", "Devices.", func(_ *state.State, s state.Status) float64 { return float64(s.Devices) })
 	add("devices_up", "Devices that serve.",
 		func(_ *state.State, s state.Status) float64 { return float64(s.DevicesUp) })
-	add("capacity_bytes", "Space for chunks on all devices.",
+	add("devices_spare", "Devices that take no copies yet.",
+		func(_ *state.State, s state.Status) float64 { return float64(s.Spares) })
+	add("capacity_bytes", "Space for chunks on all devices but the spare ones.",
 		func(_ *state.State, s state.Status) float64 { return float64(s.Capacity) })
 	add("used_bytes", "Space in allocated chunks; known to the leader only.",
 		func(_ *state.State, s state.Status) float64 { return float64(s.Used) })

@@ -78,7 +78,8 @@ func (r *registrar) register(ctx context.Context) (lease time.Duration, id uint6
 	s := r.server
 	reports := s.deviceReports()
 	reg, err := r.manager.RegisterServer(ctx, client.ServerReport{Name: s.cfg.Name, Addr: s.cfg.Advertise,
-		FaultSet: s.cfg.FaultSet, Version: cluster.Version, Cluster: s.clusterID(), Devices: reports})
+		FaultSet: s.cfg.FaultSet, Version: cluster.Version, Cluster: s.clusterID(), Devices: reports,
+		Spare: s.cfg.Spare})
 	if err != nil {
 		return 0, 0, err
 	}

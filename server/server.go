@@ -29,6 +29,7 @@ import (
 type Config struct {
 	Name      string // unique in the cluster; empty: HOSTNAME:PORT
 	FaultSet  string // empty: the name
+	Spare     bool   // devices that join the cluster now take no copies yet
 	Advertise string // HOST:PORT that others reach it by; empty: the listener's address
 	Engine    loop.Engine
 	Store     store.Config

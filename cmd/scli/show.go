@@ -77,6 +77,7 @@ type device struct {
 	Up           bool   `json:"up"`
 	Failed       string `json:"failed"`
 	Removing     bool   `json:"removing"`
+	Spare        bool   `json:"spare"`
 	Incarnation  string `json:"incarnation"` // as text: 64 bits are more than JSON's numbers hold
 	StartCounter uint64 `json:"start_counter"`
 }
@@ -96,7 +97,7 @@ func (a *app) deviceCommand() *cobra.Command {
 			})
 		},
 	}
-	return group("device", "Show and remove devices", list, a.deviceRemoveCommand())
+	return group("device", "Show, spare and remove devices", list, a.deviceSpareCommand(), a.deviceRemoveCommand())
 }
 
 func (a *app) removeAtOnce(ctx context.Context, mdm *client.Client, ids []uint32) error {
@@ -119,12 +120,15 @@ func (a *app) showDevices(found []*pb.Device) error {
 	devices, rows := []device{}, [][]string{}
 	for _, m := range found {
 		d := device{ID: m.Id, UUID: uuidText(m.Uuid), Server: m.Server, Addr: m.Addr, FaultSet: m.FaultSet,
-			Path: m.Path, Size: m.Size, Used: m.Used, Up: m.Up, Failed: m.Failed, Removing: m.Removing,
+			Path: m.Path, Size: m.Size, Used: m.Used, Up: m.Up, Failed: m.Failed, Removing: m.Removing, Spare: m.Spare,
 			Incarnation: fmt.Sprintf("%016x", m.Incarnation), StartCounter: m.StartCounter}
 		devices = append(devices, d)
 		state := upDown(d.Up)
 		if d.Failed != "" {
 			state = "failed: " + d.Failed
+		}
+		if d.Spare {
+			state = "spare, " + state
 		}
 		rows = append(rows, []string{fmt.Sprint(d.ID), d.Server, d.Path, d.FaultSet, size(d.Size), size(d.Used),
 			percent(d.Used, d.Size), state})

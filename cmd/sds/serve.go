@@ -37,6 +37,7 @@ type serveFlags struct {
 	advertise    string
 	name         string
 	faultSet     string
+	spare        bool
 	insecure     bool
 	engine       string
 	metrics      string
@@ -82,6 +83,8 @@ registered, and from then on serve no other.`,
 		"the server's name, unique in the cluster (default: HOSTNAME:PORT)")
 	fs.StringVar(&f.faultSet, "fault-set", "",
 		"copies of one chunk never share a fault set (default: the name)")
+	fs.BoolVar(&f.spare, "spare", false, "devices that join the cluster now are spare: they take no copies "+
+		"until `scli device spare --off` or the autopilot puts them to use")
 	fs.BoolVar(&f.insecure, "insecure", false, "allow a non-loopback address without TLS")
 	fs.StringVar(&f.engine, "engine", cli.EnvOr("BRAID_ENGINE", "auto"), "auto, io_uring or pool ($BRAID_ENGINE)")
 	fs.StringVar(&f.metrics, "metrics", "", "serve Prometheus metrics on HOST:PORT")
@@ -131,7 +134,7 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 		return errors.Join(fmt.Errorf("listen for clients on %s: %w", f.listen, err), closeDisks(disks))
 	}
 	engine, _ := cli.ParseEngine(f.engine) // checked above
-	srv, err := server.Start(server.Config{Name: f.name, FaultSet: f.faultSet, Advertise: f.advertise,
+	srv, err := server.Start(server.Config{Name: f.name, FaultSet: f.faultSet, Spare: f.spare, Advertise: f.advertise,
 		Engine: engine, Store: f.storeConfig(), Log: log, Touch: touch}, ln, disks, manager)
 	if err != nil {
 		return err

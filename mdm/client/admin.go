@@ -57,6 +57,21 @@ func (c *Client) Settings(ctx context.Context) (*pb.Settings, error) {
 	return call(ctx, c, "ask for the settings", &pb.SettingsRequest{}, pbconnect.MdmClient.GetSettings)
 }
 
+// SpareDevices makes devices spare, or puts spares to use, and returns what moves.
+func (c *Client) SpareDevices(ctx context.Context, r *pb.SpareDevicesRequest) (*pb.MovePlan, error) {
+	return call(ctx, c, "change which devices are spare", r, pbconnect.MdmClient.SpareDevices)
+}
+
+// Autopilot returns what is set for the autopilot and what it has done.
+func (c *Client) Autopilot(ctx context.Context) (*pb.Autopilot, error) {
+	return call(ctx, c, "ask for the autopilot", &pb.AutopilotRequest{}, pbconnect.MdmClient.GetAutopilot)
+}
+
+// SetAutopilot sets what the request names, and returns all.
+func (c *Client) SetAutopilot(ctx context.Context, r *pb.SetAutopilotRequest) (*pb.Autopilot, error) {
+	return call(ctx, c, "change the autopilot", r, pbconnect.MdmClient.SetAutopilot)
+}
+
 // SetSettings sets what the request names, and returns all.
 func (c *Client) SetSettings(ctx context.Context, r *pb.SetSettingsRequest) (*pb.Settings, error) {
 	return call(ctx, c, "change the settings", r, pbconnect.MdmClient.SetSettings)

@@ -22,6 +22,7 @@ type ServerReport struct {
 	Version  string
 	Cluster  cluster.UUID // what its devices say; zero: fresh ones only
 	Devices  []DeviceReport
+	Spare    bool // devices that join now take no copies yet
 }
 
 // DeviceReport is the state of one device, sent with each renewal.
@@ -81,7 +82,7 @@ type Registration struct {
 // RegisterServer makes the server and its devices known and starts its lease.
 func (c *Client) RegisterServer(ctx context.Context, r ServerReport) (Registration, error) {
 	req := &pb.RegisterServerRequest{Name: r.Name, Addr: r.Addr, FaultSet: r.FaultSet,
-		Version: r.Version, Cluster: pb.FromUUID(r.Cluster), Devices: fromReports(r.Devices)}
+		Version: r.Version, Cluster: pb.FromUUID(r.Cluster), Devices: fromReports(r.Devices), Spare: r.Spare}
 	op := "register server " + r.Name
 	c.mu.Lock()
 	c.server = r.Name

@@ -41,6 +41,7 @@ type Device struct {
 	Used          uint64                 `protobuf:"varint,11,opt,name=used,proto3" json:"used,omitempty"` // bytes in allocated chunks; from the last renewal, not stored
 	StartCounter  uint64                 `protobuf:"varint,12,opt,name=start_counter,json=startCounter,proto3" json:"start_counter,omitempty"`
 	Failed        string                 `protobuf:"bytes,13,opt,name=failed,proto3" json:"failed,omitempty"` // why the device is out of service, or empty
+	Spare         bool                   `protobuf:"varint,14,opt,name=spare,proto3" json:"spare,omitempty"`  // takes no copies yet
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -164,6 +165,13 @@ func (x *Device) GetFailed() string {
 		return x.Failed
 	}
 	return ""
+}
+
+func (x *Device) GetSpare() bool {
+	if x != nil {
+		return x.Spare
+	}
+	return false
 }
 
 type PGSet struct {
@@ -668,6 +676,7 @@ type RegisterServerRequest struct {
 	Version       string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
 	Cluster       []byte                 `protobuf:"bytes,5,opt,name=cluster,proto3" json:"cluster,omitempty"` // the cluster that the devices say they belong to; empty: none yet
 	Devices       []*DeviceReport        `protobuf:"bytes,6,rep,name=devices,proto3" json:"devices,omitempty"`
+	Spare         bool                   `protobuf:"varint,7,opt,name=spare,proto3" json:"spare,omitempty"` // devices that join now are spare: they take no copies yet
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -742,6 +751,13 @@ func (x *RegisterServerRequest) GetDevices() []*DeviceReport {
 		return x.Devices
 	}
 	return nil
+}
+
+func (x *RegisterServerRequest) GetSpare() bool {
+	if x != nil {
+		return x.Spare
+	}
+	return false
 }
 
 type DeviceReport struct {
@@ -4392,6 +4408,363 @@ func (x *SetSettingsRequest) GetReserve() uint32 {
 	return 0
 }
 
+// Spare devices, and the autopilot that puts them to use.
+type SpareDevicesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Devices       []uint32               `protobuf:"varint,1,rep,packed,name=devices,proto3" json:"devices,omitempty"`
+	Spare         bool                   `protobuf:"varint,2,opt,name=spare,proto3" json:"spare,omitempty"` // they take no copies, and lose those that they have; false: they are put to use
+	DryRun        bool                   `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SpareDevicesRequest) Reset() {
+	*x = SpareDevicesRequest{}
+	mi := &file_mdm_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SpareDevicesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SpareDevicesRequest) ProtoMessage() {}
+
+func (x *SpareDevicesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SpareDevicesRequest.ProtoReflect.Descriptor instead.
+func (*SpareDevicesRequest) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *SpareDevicesRequest) GetDevices() []uint32 {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *SpareDevicesRequest) GetSpare() bool {
+	if x != nil {
+		return x.Spare
+	}
+	return false
+}
+
+func (x *SpareDevicesRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type Expansion struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AtMs          int64                  `protobuf:"varint,1,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"`
+	Device        uint32                 `protobuf:"varint,2,opt,name=device,proto3" json:"device,omitempty"` // that was put to use; 0: the hook was run
+	What          string                 `protobuf:"bytes,3,opt,name=what,proto3" json:"what,omitempty"`
+	Fill          uint32                 `protobuf:"varint,4,opt,name=fill,proto3" json:"fill,omitempty"` // of the cluster then, percent
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Expansion) Reset() {
+	*x = Expansion{}
+	mi := &file_mdm_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Expansion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Expansion) ProtoMessage() {}
+
+func (x *Expansion) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Expansion.ProtoReflect.Descriptor instead.
+func (*Expansion) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *Expansion) GetAtMs() int64 {
+	if x != nil {
+		return x.AtMs
+	}
+	return 0
+}
+
+func (x *Expansion) GetDevice() uint32 {
+	if x != nil {
+		return x.Device
+	}
+	return 0
+}
+
+func (x *Expansion) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Expansion) GetFill() uint32 {
+	if x != nil {
+		return x.Fill
+	}
+	return 0
+}
+
+type AutopilotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AutopilotRequest) Reset() {
+	*x = AutopilotRequest{}
+	mi := &file_mdm_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AutopilotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AutopilotRequest) ProtoMessage() {}
+
+func (x *AutopilotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AutopilotRequest.ProtoReflect.Descriptor instead.
+func (*AutopilotRequest) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{64}
+}
+
+type Autopilot struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mode          string                 `protobuf:"bytes,1,opt,name=mode,proto3" json:"mode,omitempty"`                                // off | dry-run | on
+	Threshold     uint32                 `protobuf:"varint,2,opt,name=threshold,proto3" json:"threshold,omitempty"`                     // percent of the space in use from which it adds a device
+	Ceiling       uint32                 `protobuf:"varint,3,opt,name=ceiling,proto3" json:"ceiling,omitempty"`                         // devices in use at most
+	CooldownMs    uint64                 `protobuf:"varint,4,opt,name=cooldown_ms,json=cooldownMs,proto3" json:"cooldown_ms,omitempty"` // between two expansions, at least
+	History       []*Expansion           `protobuf:"bytes,5,rep,name=history,proto3" json:"history,omitempty"`                          // oldest first
+	Fill          uint32                 `protobuf:"varint,6,opt,name=fill,proto3" json:"fill,omitempty"`                               // percent
+	Devices       uint32                 `protobuf:"varint,7,opt,name=devices,proto3" json:"devices,omitempty"`                         // in use
+	Spares        uint32                 `protobuf:"varint,8,opt,name=spares,proto3" json:"spares,omitempty"`
+	Hook          bool                   `protobuf:"varint,9,opt,name=hook,proto3" json:"hook,omitempty"`    // the leader was started with one
+	Doing         string                 `protobuf:"bytes,10,opt,name=doing,proto3" json:"doing,omitempty"`  // what it would do now, or waits for; empty: nothing
+	Stuck         bool                   `protobuf:"varint,11,opt,name=stuck,proto3" json:"stuck,omitempty"` // it cannot help without an operator
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Autopilot) Reset() {
+	*x = Autopilot{}
+	mi := &file_mdm_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Autopilot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Autopilot) ProtoMessage() {}
+
+func (x *Autopilot) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Autopilot.ProtoReflect.Descriptor instead.
+func (*Autopilot) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *Autopilot) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *Autopilot) GetThreshold() uint32 {
+	if x != nil {
+		return x.Threshold
+	}
+	return 0
+}
+
+func (x *Autopilot) GetCeiling() uint32 {
+	if x != nil {
+		return x.Ceiling
+	}
+	return 0
+}
+
+func (x *Autopilot) GetCooldownMs() uint64 {
+	if x != nil {
+		return x.CooldownMs
+	}
+	return 0
+}
+
+func (x *Autopilot) GetHistory() []*Expansion {
+	if x != nil {
+		return x.History
+	}
+	return nil
+}
+
+func (x *Autopilot) GetFill() uint32 {
+	if x != nil {
+		return x.Fill
+	}
+	return 0
+}
+
+func (x *Autopilot) GetDevices() uint32 {
+	if x != nil {
+		return x.Devices
+	}
+	return 0
+}
+
+func (x *Autopilot) GetSpares() uint32 {
+	if x != nil {
+		return x.Spares
+	}
+	return 0
+}
+
+func (x *Autopilot) GetHook() bool {
+	if x != nil {
+		return x.Hook
+	}
+	return false
+}
+
+func (x *Autopilot) GetDoing() string {
+	if x != nil {
+		return x.Doing
+	}
+	return ""
+}
+
+func (x *Autopilot) GetStuck() bool {
+	if x != nil {
+		return x.Stuck
+	}
+	return false
+}
+
+type SetAutopilotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mode          *string                `protobuf:"bytes,1,opt,name=mode,proto3,oneof" json:"mode,omitempty"`
+	Threshold     *uint32                `protobuf:"varint,2,opt,name=threshold,proto3,oneof" json:"threshold,omitempty"`
+	Ceiling       *uint32                `protobuf:"varint,3,opt,name=ceiling,proto3,oneof" json:"ceiling,omitempty"`
+	CooldownMs    *uint64                `protobuf:"varint,4,opt,name=cooldown_ms,json=cooldownMs,proto3,oneof" json:"cooldown_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetAutopilotRequest) Reset() {
+	*x = SetAutopilotRequest{}
+	mi := &file_mdm_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetAutopilotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetAutopilotRequest) ProtoMessage() {}
+
+func (x *SetAutopilotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetAutopilotRequest.ProtoReflect.Descriptor instead.
+func (*SetAutopilotRequest) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *SetAutopilotRequest) GetMode() string {
+	if x != nil && x.Mode != nil {
+		return *x.Mode
+	}
+	return ""
+}
+
+func (x *SetAutopilotRequest) GetThreshold() uint32 {
+	if x != nil && x.Threshold != nil {
+		return *x.Threshold
+	}
+	return 0
+}
+
+func (x *SetAutopilotRequest) GetCeiling() uint32 {
+	if x != nil && x.Ceiling != nil {
+		return *x.Ceiling
+	}
+	return 0
+}
+
+func (x *SetAutopilotRequest) GetCooldownMs() uint64 {
+	if x != nil && x.CooldownMs != nil {
+		return *x.CooldownMs
+	}
+	return 0
+}
+
 type MaintainRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
@@ -4403,7 +4776,7 @@ type MaintainRequest struct {
 
 func (x *MaintainRequest) Reset() {
 	*x = MaintainRequest{}
-	mi := &file_mdm_proto_msgTypes[62]
+	mi := &file_mdm_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4415,7 +4788,7 @@ func (x *MaintainRequest) String() string {
 func (*MaintainRequest) ProtoMessage() {}
 
 func (x *MaintainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[62]
+	mi := &file_mdm_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4428,7 +4801,7 @@ func (x *MaintainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MaintainRequest.ProtoReflect.Descriptor instead.
 func (*MaintainRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{62}
+	return file_mdm_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *MaintainRequest) GetServer() string {
@@ -4461,7 +4834,7 @@ type MaintainResponse struct {
 
 func (x *MaintainResponse) Reset() {
 	*x = MaintainResponse{}
-	mi := &file_mdm_proto_msgTypes[63]
+	mi := &file_mdm_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4473,7 +4846,7 @@ func (x *MaintainResponse) String() string {
 func (*MaintainResponse) ProtoMessage() {}
 
 func (x *MaintainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[63]
+	mi := &file_mdm_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4486,7 +4859,7 @@ func (x *MaintainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MaintainResponse.ProtoReflect.Descriptor instead.
 func (*MaintainResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{63}
+	return file_mdm_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *MaintainResponse) GetGroupsLeft() uint32 {
@@ -4510,7 +4883,7 @@ type ScrubRequest struct {
 
 func (x *ScrubRequest) Reset() {
 	*x = ScrubRequest{}
-	mi := &file_mdm_proto_msgTypes[64]
+	mi := &file_mdm_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4522,7 +4895,7 @@ func (x *ScrubRequest) String() string {
 func (*ScrubRequest) ProtoMessage() {}
 
 func (x *ScrubRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[64]
+	mi := &file_mdm_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4535,7 +4908,7 @@ func (x *ScrubRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubRequest.ProtoReflect.Descriptor instead.
 func (*ScrubRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{64}
+	return file_mdm_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ScrubRequest) GetDevices() []uint32 {
@@ -4574,7 +4947,7 @@ type ScrubStatusRequest struct {
 
 func (x *ScrubStatusRequest) Reset() {
 	*x = ScrubStatusRequest{}
-	mi := &file_mdm_proto_msgTypes[65]
+	mi := &file_mdm_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4586,7 +4959,7 @@ func (x *ScrubStatusRequest) String() string {
 func (*ScrubStatusRequest) ProtoMessage() {}
 
 func (x *ScrubStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[65]
+	mi := &file_mdm_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4599,7 +4972,7 @@ func (x *ScrubStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubStatusRequest.ProtoReflect.Descriptor instead.
 func (*ScrubStatusRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{65}
+	return file_mdm_proto_rawDescGZIP(), []int{70}
 }
 
 type ScrubStatusResponse struct {
@@ -4612,7 +4985,7 @@ type ScrubStatusResponse struct {
 
 func (x *ScrubStatusResponse) Reset() {
 	*x = ScrubStatusResponse{}
-	mi := &file_mdm_proto_msgTypes[66]
+	mi := &file_mdm_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4624,7 +4997,7 @@ func (x *ScrubStatusResponse) String() string {
 func (*ScrubStatusResponse) ProtoMessage() {}
 
 func (x *ScrubStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[66]
+	mi := &file_mdm_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4637,7 +5010,7 @@ func (x *ScrubStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubStatusResponse.ProtoReflect.Descriptor instead.
 func (*ScrubStatusResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{66}
+	return file_mdm_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ScrubStatusResponse) GetDevices() []*DeviceScrub {
@@ -4670,7 +5043,7 @@ type DeviceScrub struct {
 
 func (x *DeviceScrub) Reset() {
 	*x = DeviceScrub{}
-	mi := &file_mdm_proto_msgTypes[67]
+	mi := &file_mdm_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4682,7 +5055,7 @@ func (x *DeviceScrub) String() string {
 func (*DeviceScrub) ProtoMessage() {}
 
 func (x *DeviceScrub) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[67]
+	mi := &file_mdm_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4695,7 +5068,7 @@ func (x *DeviceScrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceScrub.ProtoReflect.Descriptor instead.
 func (*DeviceScrub) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{67}
+	return file_mdm_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *DeviceScrub) GetDevice() uint32 {
@@ -4768,7 +5141,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_mdm_proto_msgTypes[68]
+	mi := &file_mdm_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4780,7 +5153,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[68]
+	mi := &file_mdm_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4793,7 +5166,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{68}
+	return file_mdm_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -4849,7 +5222,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_mdm_proto_msgTypes[69]
+	mi := &file_mdm_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4861,7 +5234,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[69]
+	mi := &file_mdm_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4874,7 +5247,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{69}
+	return file_mdm_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *EventsRequest) GetAfter() uint64 {
@@ -4902,7 +5275,7 @@ var File_mdm_proto protoreflect.FileDescriptor
 
 const file_mdm_proto_rawDesc = "" +
 	"\n" +
-	"\tmdm.proto\x12\fbraid.mdm.v1\"\xbc\x02\n" +
+	"\tmdm.proto\x12\fbraid.mdm.v1\"\xd2\x02\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\fR\x04uuid\x12\x16\n" +
@@ -4917,7 +5290,8 @@ const file_mdm_proto_rawDesc = "" +
 	" \x01(\bR\bremoving\x12\x12\n" +
 	"\x04used\x18\v \x01(\x04R\x04used\x12#\n" +
 	"\rstart_counter\x18\f \x01(\x04R\fstartCounter\x12\x16\n" +
-	"\x06failed\x18\r \x01(\tR\x06failed\"Q\n" +
+	"\x06failed\x18\r \x01(\tR\x06failed\x12\x14\n" +
+	"\x05spare\x18\x0e \x01(\bR\x05spare\"Q\n" +
 	"\x05PGSet\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x1a\n" +
 	"\breplicas\x18\x02 \x01(\rR\breplicas\x12\x14\n" +
@@ -4968,14 +5342,15 @@ const file_mdm_proto_rawDesc = "" +
 	"\x04sets\x18\x06 \x03(\v2\x13.braid.mdm.v1.PGSetR\x04sets\x12\"\n" +
 	"\x03pgs\x18\a \x03(\v2\x10.braid.mdm.v1.PGR\x03pgs\x12.\n" +
 	"\avolumes\x18\b \x03(\v2\x14.braid.mdm.v1.VolumeR\avolumes\x12'\n" +
-	"\x0fremoved_volumes\x18\t \x03(\x04R\x0eremovedVolumes\"\xc6\x01\n" +
+	"\x0fremoved_volumes\x18\t \x03(\x04R\x0eremovedVolumes\"\xdc\x01\n" +
 	"\x15RegisterServerRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x1b\n" +
 	"\tfault_set\x18\x03 \x01(\tR\bfaultSet\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\tR\aversion\x12\x18\n" +
 	"\acluster\x18\x05 \x01(\fR\acluster\x124\n" +
-	"\adevices\x18\x06 \x03(\v2\x1a.braid.mdm.v1.DeviceReportR\adevices\"\xb7\x04\n" +
+	"\adevices\x18\x06 \x03(\v2\x1a.braid.mdm.v1.DeviceReportR\adevices\x12\x14\n" +
+	"\x05spare\x18\a \x01(\bR\x05spare\"\xb7\x04\n" +
 	"\fDeviceReport\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\fR\x04uuid\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
@@ -5281,7 +5656,43 @@ const file_mdm_proto_rawDesc = "" +
 	"\v_scrub_rateB\x0e\n" +
 	"\f_resync_rateB\n" +
 	"\n" +
-	"\b_reserve\"]\n" +
+	"\b_reserve\"^\n" +
+	"\x13SpareDevicesRequest\x12\x18\n" +
+	"\adevices\x18\x01 \x03(\rR\adevices\x12\x14\n" +
+	"\x05spare\x18\x02 \x01(\bR\x05spare\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"`\n" +
+	"\tExpansion\x12\x13\n" +
+	"\x05at_ms\x18\x01 \x01(\x03R\x04atMs\x12\x16\n" +
+	"\x06device\x18\x02 \x01(\rR\x06device\x12\x12\n" +
+	"\x04what\x18\x03 \x01(\tR\x04what\x12\x12\n" +
+	"\x04fill\x18\x04 \x01(\rR\x04fill\"\x12\n" +
+	"\x10AutopilotRequest\"\xb1\x02\n" +
+	"\tAutopilot\x12\x12\n" +
+	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x1c\n" +
+	"\tthreshold\x18\x02 \x01(\rR\tthreshold\x12\x18\n" +
+	"\aceiling\x18\x03 \x01(\rR\aceiling\x12\x1f\n" +
+	"\vcooldown_ms\x18\x04 \x01(\x04R\n" +
+	"cooldownMs\x121\n" +
+	"\ahistory\x18\x05 \x03(\v2\x17.braid.mdm.v1.ExpansionR\ahistory\x12\x12\n" +
+	"\x04fill\x18\x06 \x01(\rR\x04fill\x12\x18\n" +
+	"\adevices\x18\a \x01(\rR\adevices\x12\x16\n" +
+	"\x06spares\x18\b \x01(\rR\x06spares\x12\x12\n" +
+	"\x04hook\x18\t \x01(\bR\x04hook\x12\x14\n" +
+	"\x05doing\x18\n" +
+	" \x01(\tR\x05doing\x12\x14\n" +
+	"\x05stuck\x18\v \x01(\bR\x05stuck\"\xc9\x01\n" +
+	"\x13SetAutopilotRequest\x12\x17\n" +
+	"\x04mode\x18\x01 \x01(\tH\x00R\x04mode\x88\x01\x01\x12!\n" +
+	"\tthreshold\x18\x02 \x01(\rH\x01R\tthreshold\x88\x01\x01\x12\x1d\n" +
+	"\aceiling\x18\x03 \x01(\rH\x02R\aceiling\x88\x01\x01\x12$\n" +
+	"\vcooldown_ms\x18\x04 \x01(\x04H\x03R\n" +
+	"cooldownMs\x88\x01\x01B\a\n" +
+	"\x05_modeB\f\n" +
+	"\n" +
+	"_thresholdB\n" +
+	"\n" +
+	"\b_ceilingB\x0e\n" +
+	"\f_cooldown_ms\"]\n" +
 	"\x0fMaintainRequest\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n" +
 	"\x05enter\x18\x02 \x01(\bR\x05enter\x12\x1c\n" +
@@ -5319,7 +5730,7 @@ const file_mdm_proto_rawDesc = "" +
 	"\rEventsRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x14\n" +
-	"\x05limit\x18\x03 \x01(\rR\x05limit2\xd4\x11\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit2\xb4\x13\n" +
 	"\x03Mdm\x12[\n" +
 	"\x0eRegisterServer\x12#.braid.mdm.v1.RegisterServerRequest\x1a$.braid.mdm.v1.RegisterServerResponse\x12R\n" +
 	"\vRenewServer\x12 .braid.mdm.v1.RenewServerRequest\x1a!.braid.mdm.v1.RenewServerResponse\x12C\n" +
@@ -5347,6 +5758,9 @@ const file_mdm_proto_rawDesc = "" +
 	"\bSetMoves\x12\x1d.braid.mdm.v1.SetMovesRequest\x1a\x1b.braid.mdm.v1.MovesResponse\x12D\n" +
 	"\vGetSettings\x12\x1d.braid.mdm.v1.SettingsRequest\x1a\x16.braid.mdm.v1.Settings\x12G\n" +
 	"\vSetSettings\x12 .braid.mdm.v1.SetSettingsRequest\x1a\x16.braid.mdm.v1.Settings\x12I\n" +
+	"\fSpareDevices\x12!.braid.mdm.v1.SpareDevicesRequest\x1a\x16.braid.mdm.v1.MovePlan\x12G\n" +
+	"\fGetAutopilot\x12\x1e.braid.mdm.v1.AutopilotRequest\x1a\x17.braid.mdm.v1.Autopilot\x12J\n" +
+	"\fSetAutopilot\x12!.braid.mdm.v1.SetAutopilotRequest\x1a\x17.braid.mdm.v1.Autopilot\x12I\n" +
 	"\bMaintain\x12\x1d.braid.mdm.v1.MaintainRequest\x1a\x1e.braid.mdm.v1.MaintainResponse\x12F\n" +
 	"\x05Scrub\x12\x1a.braid.mdm.v1.ScrubRequest\x1a!.braid.mdm.v1.ScrubStatusResponse\x12R\n" +
 	"\vScrubStatus\x12 .braid.mdm.v1.ScrubStatusRequest\x1a!.braid.mdm.v1.ScrubStatusResponse\x12<\n" +
@@ -5364,7 +5778,7 @@ func file_mdm_proto_rawDescGZIP() []byte {
 	return file_mdm_proto_rawDescData
 }
 
-var file_mdm_proto_msgTypes = make([]protoimpl.MessageInfo, 71)
+var file_mdm_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
 var file_mdm_proto_goTypes = []any{
 	(*Device)(nil),                 // 0: braid.mdm.v1.Device
 	(*PGSet)(nil),                  // 1: braid.mdm.v1.PGSet
@@ -5428,15 +5842,20 @@ var file_mdm_proto_goTypes = []any{
 	(*Settings)(nil),               // 59: braid.mdm.v1.Settings
 	(*SettingsRequest)(nil),        // 60: braid.mdm.v1.SettingsRequest
 	(*SetSettingsRequest)(nil),     // 61: braid.mdm.v1.SetSettingsRequest
-	(*MaintainRequest)(nil),        // 62: braid.mdm.v1.MaintainRequest
-	(*MaintainResponse)(nil),       // 63: braid.mdm.v1.MaintainResponse
-	(*ScrubRequest)(nil),           // 64: braid.mdm.v1.ScrubRequest
-	(*ScrubStatusRequest)(nil),     // 65: braid.mdm.v1.ScrubStatusRequest
-	(*ScrubStatusResponse)(nil),    // 66: braid.mdm.v1.ScrubStatusResponse
-	(*DeviceScrub)(nil),            // 67: braid.mdm.v1.DeviceScrub
-	(*Event)(nil),                  // 68: braid.mdm.v1.Event
-	(*EventsRequest)(nil),          // 69: braid.mdm.v1.EventsRequest
-	nil,                            // 70: braid.mdm.v1.DeviceReport.VolumesEntry
+	(*SpareDevicesRequest)(nil),    // 62: braid.mdm.v1.SpareDevicesRequest
+	(*Expansion)(nil),              // 63: braid.mdm.v1.Expansion
+	(*AutopilotRequest)(nil),       // 64: braid.mdm.v1.AutopilotRequest
+	(*Autopilot)(nil),              // 65: braid.mdm.v1.Autopilot
+	(*SetAutopilotRequest)(nil),    // 66: braid.mdm.v1.SetAutopilotRequest
+	(*MaintainRequest)(nil),        // 67: braid.mdm.v1.MaintainRequest
+	(*MaintainResponse)(nil),       // 68: braid.mdm.v1.MaintainResponse
+	(*ScrubRequest)(nil),           // 69: braid.mdm.v1.ScrubRequest
+	(*ScrubStatusRequest)(nil),     // 70: braid.mdm.v1.ScrubStatusRequest
+	(*ScrubStatusResponse)(nil),    // 71: braid.mdm.v1.ScrubStatusResponse
+	(*DeviceScrub)(nil),            // 72: braid.mdm.v1.DeviceScrub
+	(*Event)(nil),                  // 73: braid.mdm.v1.Event
+	(*EventsRequest)(nil),          // 74: braid.mdm.v1.EventsRequest
+	nil,                            // 75: braid.mdm.v1.DeviceReport.VolumesEntry
 }
 var file_mdm_proto_depIdxs = []int32{
 	0,  // 0: braid.mdm.v1.MapDelta.devices:type_name -> braid.mdm.v1.Device
@@ -5444,7 +5863,7 @@ var file_mdm_proto_depIdxs = []int32{
 	2,  // 2: braid.mdm.v1.MapDelta.pgs:type_name -> braid.mdm.v1.PG
 	3,  // 3: braid.mdm.v1.MapDelta.volumes:type_name -> braid.mdm.v1.Volume
 	7,  // 4: braid.mdm.v1.RegisterServerRequest.devices:type_name -> braid.mdm.v1.DeviceReport
-	70, // 5: braid.mdm.v1.DeviceReport.volumes:type_name -> braid.mdm.v1.DeviceReport.VolumesEntry
+	75, // 5: braid.mdm.v1.DeviceReport.volumes:type_name -> braid.mdm.v1.DeviceReport.VolumesEntry
 	8,  // 6: braid.mdm.v1.DeviceReport.resync:type_name -> braid.mdm.v1.ResyncReport
 	9,  // 7: braid.mdm.v1.DeviceReport.scrub:type_name -> braid.mdm.v1.ScrubReport
 	7,  // 8: braid.mdm.v1.RenewServerRequest.devices:type_name -> braid.mdm.v1.DeviceReport
@@ -5466,71 +5885,78 @@ var file_mdm_proto_depIdxs = []int32{
 	4,  // 24: braid.mdm.v1.ListServersResponse.servers:type_name -> braid.mdm.v1.Server
 	0,  // 25: braid.mdm.v1.ListDevicesResponse.devices:type_name -> braid.mdm.v1.Device
 	52, // 26: braid.mdm.v1.MovePlan.fill:type_name -> braid.mdm.v1.Fill
-	67, // 27: braid.mdm.v1.ScrubStatusResponse.devices:type_name -> braid.mdm.v1.DeviceScrub
-	9,  // 28: braid.mdm.v1.DeviceScrub.report:type_name -> braid.mdm.v1.ScrubReport
-	6,  // 29: braid.mdm.v1.Mdm.RegisterServer:input_type -> braid.mdm.v1.RegisterServerRequest
-	12, // 30: braid.mdm.v1.Mdm.RenewServer:input_type -> braid.mdm.v1.RenewServerRequest
-	14, // 31: braid.mdm.v1.Mdm.WatchMap:input_type -> braid.mdm.v1.WatchMapRequest
-	15, // 32: braid.mdm.v1.Mdm.CreateVolume:input_type -> braid.mdm.v1.CreateVolumeRequest
-	17, // 33: braid.mdm.v1.Mdm.ListVolumes:input_type -> braid.mdm.v1.ListVolumesRequest
-	19, // 34: braid.mdm.v1.Mdm.ResizeVolume:input_type -> braid.mdm.v1.ResizeVolumeRequest
-	20, // 35: braid.mdm.v1.Mdm.RenameVolume:input_type -> braid.mdm.v1.RenameVolumeRequest
-	21, // 36: braid.mdm.v1.Mdm.DeleteVolume:input_type -> braid.mdm.v1.DeleteVolumeRequest
-	23, // 37: braid.mdm.v1.Mdm.Attach:input_type -> braid.mdm.v1.AttachRequest
-	27, // 38: braid.mdm.v1.Mdm.Detach:input_type -> braid.mdm.v1.DetachRequest
-	29, // 39: braid.mdm.v1.Mdm.RenewSession:input_type -> braid.mdm.v1.RenewSessionRequest
-	32, // 40: braid.mdm.v1.Mdm.DropReplica:input_type -> braid.mdm.v1.DropReplicaRequest
-	34, // 41: braid.mdm.v1.Mdm.ReportDevice:input_type -> braid.mdm.v1.ReportDeviceRequest
-	36, // 42: braid.mdm.v1.Mdm.ResyncReady:input_type -> braid.mdm.v1.ResyncReadyRequest
-	39, // 43: braid.mdm.v1.Mdm.JoinInSync:input_type -> braid.mdm.v1.JoinInSyncRequest
-	42, // 44: braid.mdm.v1.Mdm.Status:input_type -> braid.mdm.v1.StatusRequest
-	46, // 45: braid.mdm.v1.Mdm.ListServers:input_type -> braid.mdm.v1.ListServersRequest
-	48, // 46: braid.mdm.v1.Mdm.ListDevices:input_type -> braid.mdm.v1.ListDevicesRequest
-	50, // 47: braid.mdm.v1.Mdm.RemoveDevice:input_type -> braid.mdm.v1.RemoveDeviceRequest
-	54, // 48: braid.mdm.v1.Mdm.PlanMoves:input_type -> braid.mdm.v1.PlanMovesRequest
-	55, // 49: braid.mdm.v1.Mdm.Evacuate:input_type -> braid.mdm.v1.EvacuateRequest
-	56, // 50: braid.mdm.v1.Mdm.Moves:input_type -> braid.mdm.v1.MovesRequest
-	58, // 51: braid.mdm.v1.Mdm.SetMoves:input_type -> braid.mdm.v1.SetMovesRequest
-	60, // 52: braid.mdm.v1.Mdm.GetSettings:input_type -> braid.mdm.v1.SettingsRequest
-	61, // 53: braid.mdm.v1.Mdm.SetSettings:input_type -> braid.mdm.v1.SetSettingsRequest
-	62, // 54: braid.mdm.v1.Mdm.Maintain:input_type -> braid.mdm.v1.MaintainRequest
-	64, // 55: braid.mdm.v1.Mdm.Scrub:input_type -> braid.mdm.v1.ScrubRequest
-	65, // 56: braid.mdm.v1.Mdm.ScrubStatus:input_type -> braid.mdm.v1.ScrubStatusRequest
-	69, // 57: braid.mdm.v1.Mdm.Events:input_type -> braid.mdm.v1.EventsRequest
-	11, // 58: braid.mdm.v1.Mdm.RegisterServer:output_type -> braid.mdm.v1.RegisterServerResponse
-	13, // 59: braid.mdm.v1.Mdm.RenewServer:output_type -> braid.mdm.v1.RenewServerResponse
-	5,  // 60: braid.mdm.v1.Mdm.WatchMap:output_type -> braid.mdm.v1.MapDelta
-	16, // 61: braid.mdm.v1.Mdm.CreateVolume:output_type -> braid.mdm.v1.VolumeResponse
-	18, // 62: braid.mdm.v1.Mdm.ListVolumes:output_type -> braid.mdm.v1.ListVolumesResponse
-	16, // 63: braid.mdm.v1.Mdm.ResizeVolume:output_type -> braid.mdm.v1.VolumeResponse
-	16, // 64: braid.mdm.v1.Mdm.RenameVolume:output_type -> braid.mdm.v1.VolumeResponse
-	22, // 65: braid.mdm.v1.Mdm.DeleteVolume:output_type -> braid.mdm.v1.DeleteVolumeResponse
-	24, // 66: braid.mdm.v1.Mdm.Attach:output_type -> braid.mdm.v1.AttachResponse
-	28, // 67: braid.mdm.v1.Mdm.Detach:output_type -> braid.mdm.v1.DetachResponse
-	31, // 68: braid.mdm.v1.Mdm.RenewSession:output_type -> braid.mdm.v1.RenewSessionResponse
-	33, // 69: braid.mdm.v1.Mdm.DropReplica:output_type -> braid.mdm.v1.DropReplicaResponse
-	35, // 70: braid.mdm.v1.Mdm.ReportDevice:output_type -> braid.mdm.v1.ReportDeviceResponse
-	38, // 71: braid.mdm.v1.Mdm.ResyncReady:output_type -> braid.mdm.v1.ResyncReadyResponse
-	41, // 72: braid.mdm.v1.Mdm.JoinInSync:output_type -> braid.mdm.v1.JoinInSyncResponse
-	43, // 73: braid.mdm.v1.Mdm.Status:output_type -> braid.mdm.v1.StatusResponse
-	47, // 74: braid.mdm.v1.Mdm.ListServers:output_type -> braid.mdm.v1.ListServersResponse
-	49, // 75: braid.mdm.v1.Mdm.ListDevices:output_type -> braid.mdm.v1.ListDevicesResponse
-	51, // 76: braid.mdm.v1.Mdm.RemoveDevice:output_type -> braid.mdm.v1.RemoveDeviceResponse
-	53, // 77: braid.mdm.v1.Mdm.PlanMoves:output_type -> braid.mdm.v1.MovePlan
-	53, // 78: braid.mdm.v1.Mdm.Evacuate:output_type -> braid.mdm.v1.MovePlan
-	57, // 79: braid.mdm.v1.Mdm.Moves:output_type -> braid.mdm.v1.MovesResponse
-	57, // 80: braid.mdm.v1.Mdm.SetMoves:output_type -> braid.mdm.v1.MovesResponse
-	59, // 81: braid.mdm.v1.Mdm.GetSettings:output_type -> braid.mdm.v1.Settings
-	59, // 82: braid.mdm.v1.Mdm.SetSettings:output_type -> braid.mdm.v1.Settings
-	63, // 83: braid.mdm.v1.Mdm.Maintain:output_type -> braid.mdm.v1.MaintainResponse
-	66, // 84: braid.mdm.v1.Mdm.Scrub:output_type -> braid.mdm.v1.ScrubStatusResponse
-	66, // 85: braid.mdm.v1.Mdm.ScrubStatus:output_type -> braid.mdm.v1.ScrubStatusResponse
-	68, // 86: braid.mdm.v1.Mdm.Events:output_type -> braid.mdm.v1.Event
-	58, // [58:87] is the sub-list for method output_type
-	29, // [29:58] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	63, // 27: braid.mdm.v1.Autopilot.history:type_name -> braid.mdm.v1.Expansion
+	72, // 28: braid.mdm.v1.ScrubStatusResponse.devices:type_name -> braid.mdm.v1.DeviceScrub
+	9,  // 29: braid.mdm.v1.DeviceScrub.report:type_name -> braid.mdm.v1.ScrubReport
+	6,  // 30: braid.mdm.v1.Mdm.RegisterServer:input_type -> braid.mdm.v1.RegisterServerRequest
+	12, // 31: braid.mdm.v1.Mdm.RenewServer:input_type -> braid.mdm.v1.RenewServerRequest
+	14, // 32: braid.mdm.v1.Mdm.WatchMap:input_type -> braid.mdm.v1.WatchMapRequest
+	15, // 33: braid.mdm.v1.Mdm.CreateVolume:input_type -> braid.mdm.v1.CreateVolumeRequest
+	17, // 34: braid.mdm.v1.Mdm.ListVolumes:input_type -> braid.mdm.v1.ListVolumesRequest
+	19, // 35: braid.mdm.v1.Mdm.ResizeVolume:input_type -> braid.mdm.v1.ResizeVolumeRequest
+	20, // 36: braid.mdm.v1.Mdm.RenameVolume:input_type -> braid.mdm.v1.RenameVolumeRequest
+	21, // 37: braid.mdm.v1.Mdm.DeleteVolume:input_type -> braid.mdm.v1.DeleteVolumeRequest
+	23, // 38: braid.mdm.v1.Mdm.Attach:input_type -> braid.mdm.v1.AttachRequest
+	27, // 39: braid.mdm.v1.Mdm.Detach:input_type -> braid.mdm.v1.DetachRequest
+	29, // 40: braid.mdm.v1.Mdm.RenewSession:input_type -> braid.mdm.v1.RenewSessionRequest
+	32, // 41: braid.mdm.v1.Mdm.DropReplica:input_type -> braid.mdm.v1.DropReplicaRequest
+	34, // 42: braid.mdm.v1.Mdm.ReportDevice:input_type -> braid.mdm.v1.ReportDeviceRequest
+	36, // 43: braid.mdm.v1.Mdm.ResyncReady:input_type -> braid.mdm.v1.ResyncReadyRequest
+	39, // 44: braid.mdm.v1.Mdm.JoinInSync:input_type -> braid.mdm.v1.JoinInSyncRequest
+	42, // 45: braid.mdm.v1.Mdm.Status:input_type -> braid.mdm.v1.StatusRequest
+	46, // 46: braid.mdm.v1.Mdm.ListServers:input_type -> braid.mdm.v1.ListServersRequest
+	48, // 47: braid.mdm.v1.Mdm.ListDevices:input_type -> braid.mdm.v1.ListDevicesRequest
+	50, // 48: braid.mdm.v1.Mdm.RemoveDevice:input_type -> braid.mdm.v1.RemoveDeviceRequest
+	54, // 49: braid.mdm.v1.Mdm.PlanMoves:input_type -> braid.mdm.v1.PlanMovesRequest
+	55, // 50: braid.mdm.v1.Mdm.Evacuate:input_type -> braid.mdm.v1.EvacuateRequest
+	56, // 51: braid.mdm.v1.Mdm.Moves:input_type -> braid.mdm.v1.MovesRequest
+	58, // 52: braid.mdm.v1.Mdm.SetMoves:input_type -> braid.mdm.v1.SetMovesRequest
+	60, // 53: braid.mdm.v1.Mdm.GetSettings:input_type -> braid.mdm.v1.SettingsRequest
+	61, // 54: braid.mdm.v1.Mdm.SetSettings:input_type -> braid.mdm.v1.SetSettingsRequest
+	62, // 55: braid.mdm.v1.Mdm.SpareDevices:input_type -> braid.mdm.v1.SpareDevicesRequest
+	64, // 56: braid.mdm.v1.Mdm.GetAutopilot:input_type -> braid.mdm.v1.AutopilotRequest
+	66, // 57: braid.mdm.v1.Mdm.SetAutopilot:input_type -> braid.mdm.v1.SetAutopilotRequest
+	67, // 58: braid.mdm.v1.Mdm.Maintain:input_type -> braid.mdm.v1.MaintainRequest
+	69, // 59: braid.mdm.v1.Mdm.Scrub:input_type -> braid.mdm.v1.ScrubRequest
+	70, // 60: braid.mdm.v1.Mdm.ScrubStatus:input_type -> braid.mdm.v1.ScrubStatusRequest
+	74, // 61: braid.mdm.v1.Mdm.Events:input_type -> braid.mdm.v1.EventsRequest
+	11, // 62: braid.mdm.v1.Mdm.RegisterServer:output_type -> braid.mdm.v1.RegisterServerResponse
+	13, // 63: braid.mdm.v1.Mdm.RenewServer:output_type -> braid.mdm.v1.RenewServerResponse
+	5,  // 64: braid.mdm.v1.Mdm.WatchMap:output_type -> braid.mdm.v1.MapDelta
+	16, // 65: braid.mdm.v1.Mdm.CreateVolume:output_type -> braid.mdm.v1.VolumeResponse
+	18, // 66: braid.mdm.v1.Mdm.ListVolumes:output_type -> braid.mdm.v1.ListVolumesResponse
+	16, // 67: braid.mdm.v1.Mdm.ResizeVolume:output_type -> braid.mdm.v1.VolumeResponse
+	16, // 68: braid.mdm.v1.Mdm.RenameVolume:output_type -> braid.mdm.v1.VolumeResponse
+	22, // 69: braid.mdm.v1.Mdm.DeleteVolume:output_type -> braid.mdm.v1.DeleteVolumeResponse
+	24, // 70: braid.mdm.v1.Mdm.Attach:output_type -> braid.mdm.v1.AttachResponse
+	28, // 71: braid.mdm.v1.Mdm.Detach:output_type -> braid.mdm.v1.DetachResponse
+	31, // 72: braid.mdm.v1.Mdm.RenewSession:output_type -> braid.mdm.v1.RenewSessionResponse
+	33, // 73: braid.mdm.v1.Mdm.DropReplica:output_type -> braid.mdm.v1.DropReplicaResponse
+	35, // 74: braid.mdm.v1.Mdm.ReportDevice:output_type -> braid.mdm.v1.ReportDeviceResponse
+	38, // 75: braid.mdm.v1.Mdm.ResyncReady:output_type -> braid.mdm.v1.ResyncReadyResponse
+	41, // 76: braid.mdm.v1.Mdm.JoinInSync:output_type -> braid.mdm.v1.JoinInSyncResponse
+	43, // 77: braid.mdm.v1.Mdm.Status:output_type -> braid.mdm.v1.StatusResponse
+	47, // 78: braid.mdm.v1.Mdm.ListServers:output_type -> braid.mdm.v1.ListServersResponse
+	49, // 79: braid.mdm.v1.Mdm.ListDevices:output_type -> braid.mdm.v1.ListDevicesResponse
+	51, // 80: braid.mdm.v1.Mdm.RemoveDevice:output_type -> braid.mdm.v1.RemoveDeviceResponse
+	53, // 81: braid.mdm.v1.Mdm.PlanMoves:output_type -> braid.mdm.v1.MovePlan
+	53, // 82: braid.mdm.v1.Mdm.Evacuate:output_type -> braid.mdm.v1.MovePlan
+	57, // 83: braid.mdm.v1.Mdm.Moves:output_type -> braid.mdm.v1.MovesResponse
+	57, // 84: braid.mdm.v1.Mdm.SetMoves:output_type -> braid.mdm.v1.MovesResponse
+	59, // 85: braid.mdm.v1.Mdm.GetSettings:output_type -> braid.mdm.v1.Settings
+	59, // 86: braid.mdm.v1.Mdm.SetSettings:output_type -> braid.mdm.v1.Settings
+	53, // 87: braid.mdm.v1.Mdm.SpareDevices:output_type -> braid.mdm.v1.MovePlan
+	65, // 88: braid.mdm.v1.Mdm.GetAutopilot:output_type -> braid.mdm.v1.Autopilot
+	65, // 89: braid.mdm.v1.Mdm.SetAutopilot:output_type -> braid.mdm.v1.Autopilot
+	68, // 90: braid.mdm.v1.Mdm.Maintain:output_type -> braid.mdm.v1.MaintainResponse
+	71, // 91: braid.mdm.v1.Mdm.Scrub:output_type -> braid.mdm.v1.ScrubStatusResponse
+	71, // 92: braid.mdm.v1.Mdm.ScrubStatus:output_type -> braid.mdm.v1.ScrubStatusResponse
+	73, // 93: braid.mdm.v1.Mdm.Events:output_type -> braid.mdm.v1.Event
+	62, // [62:94] is the sub-list for method output_type
+	30, // [30:62] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_mdm_proto_init() }
@@ -5540,13 +5966,14 @@ func file_mdm_proto_init() {
 	}
 	file_mdm_proto_msgTypes[58].OneofWrappers = []any{}
 	file_mdm_proto_msgTypes[61].OneofWrappers = []any{}
+	file_mdm_proto_msgTypes[66].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mdm_proto_rawDesc), len(file_mdm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   71,
+			NumMessages:   76,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

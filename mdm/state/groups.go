@@ -29,7 +29,7 @@ func (s *State) volumesIn(set uint32) int {
 func (s *State) candidates() []placement.Device {
 	var out []placement.Device
 	for _, d := range s.sortedDevices() {
-		if c := s.clusterDevice(d); c.Up && !c.Removing {
+		if c := s.clusterDevice(d); c.Up && !c.Removing && !d.Spare {
 			out = append(out, placement.Device{ID: c.ID, Server: c.Server, FaultSet: c.FaultSet,
 				Weight: c.Size})
 		}

@@ -55,6 +55,7 @@ type MovePlan struct {
 type Membership struct {
 	Used    map[cluster.DeviceID]uint64 // bytes, as the devices reported
 	Without map[cluster.DeviceID]bool   // as if these were to be removed
+	With    map[cluster.DeviceID]bool   // as if these were no spares
 }
 
 // isGone reports whether a device is away for longer than the grace time, so that
@@ -82,10 +83,13 @@ func (s *State) isProtected(d *Device) bool {
 
 // Housing returns the devices that copies are to lie on. It changes with time,
 // too: a device drops out when its grace is over.
-func (s *State) Housing(now time.Time) []placement.Device {
+func (s *State) Housing(now time.Time) []placement.Device { return s.housing(nil, now) }
+
+// housing is Housing as if some spares were none.
+func (s *State) housing(with map[cluster.DeviceID]bool, now time.Time) []placement.Device {
 	var out []placement.Device
 	for _, d := range s.sortedDevices() {
-		if d.Removing || d.Spare || d.RolledBack || s.isGone(d, now) || s.isProtected(d) {
+		if d.Removing || d.Spare && !with[d.ID] || d.RolledBack || s.isGone(d, now) || s.isProtected(d) {
 			continue
 		}
 		c := s.clusterDevice(d)
@@ -98,7 +102,7 @@ func (s *State) Housing(now time.Time) []placement.Device {
 // It is a pure function of state, membership and time: what is shown to people
 // and what is done come from here.
 func (s *State) PlanMoves(m Membership, now time.Time) (MovePlan, error) {
-	devices := slices.DeleteFunc(s.Housing(now), func(d placement.Device) bool { return m.Without[d.ID] })
+	devices := slices.DeleteFunc(s.housing(m.With, now), func(d placement.Device) bool { return m.Without[d.ID] })
 	var plan MovePlan
 	per := s.bytesPerCopy(m.Used)
 	for _, number := range s.used() {
@@ -219,8 +223,9 @@ func (s *State) strong(devices []placement.Device, number uint32) error {
 	}
 	var all []placement.Device
 	for _, d := range s.sortedDevices() {
-		c := s.clusterDevice(d)
-		all = append(all, placement.Device{ID: c.ID, Server: c.Server, FaultSet: c.FaultSet})
+		if c := s.clusterDevice(d); !d.Spare {
+			all = append(all, placement.Device{ID: c.ID, Server: c.Server, FaultSet: c.FaultSet})
+		}
 	}
 	set := func(d placement.Device) string { return d.FaultSet }
 	server := func(d placement.Device) string { return d.Server }

@@ -28,6 +28,7 @@ const (
 	pagePrefix     = Prefix + "pgs/"
 	eventPrefix    = Prefix + "events/"
 	settingsKey    = Prefix + "settings"
+	autopilotKey   = Prefix + "autopilot"
 )
 
 func serverKey(name string) string          { return serverPrefix + name }

@@ -19,6 +19,7 @@ type ServerReport struct {
 	Version  string
 	Cluster  cluster.UUID
 	Devices  []DeviceReport
+	Spare    bool // devices that join now take no copies yet
 }
 
 // DeviceReport is what it says of a device.
@@ -169,12 +170,12 @@ func (s *State) registerDevice(tx *Tx, r ServerReport, report DeviceReport, next
 		return refuseDevice("it was removed from this cluster; format it anew with " +
 			"`sds format --force` to give it back empty")
 	case known == nil:
-		d := Device{ID: next.Device, UUID: report.UUID, Scrubbed: tx.now}
+		d := Device{ID: next.Device, UUID: report.UUID, Scrubbed: tx.now, Spare: r.Spare}
 		next.Device++
 		d.take(r.Name, report)
 		tx.put(deviceKey(d.ID), d)
-		tx.event(Info, "device-joined", deviceName(&d), "device %d, %s of %s on server %s, joined",
-			d.ID, report.Path, cluster.FormatSize(report.Size), r.Name)
+		tx.event(Info, "device-joined", deviceName(&d), "device %d, %s of %s on server %s, joined%s",
+			d.ID, report.Path, cluster.FormatSize(report.Size), r.Name, map[bool]string{true: " as a spare"}[d.Spare])
 		return d.ID, ""
 	}
 	if other := s.servers[known.Server]; known.Server != r.Name && other != nil && other.Up {

@@ -36,8 +36,9 @@ type State struct {
 	sessions map[cluster.VolumeID]*Session
 	removed  map[cluster.VolumeID]*Tombstone
 	sets     map[uint32]*cluster.PGSet
-	settings *Settings // nil: the defaults
-	restored *Restored // nil: this history began with an empty store
+	settings *Settings  // nil: the defaults
+	pilot    *Autopilot // nil: the defaults
+	restored *Restored  // nil: this history began with an empty store
 	pages    map[uint32]map[int][]placed
 	events   []Event // oldest first
 
@@ -119,6 +120,8 @@ func (s *State) apply(c Change) error {
 		return json.Unmarshal(c.Value, &s.counters)
 	case settingsKey:
 		return s.applySettings(c)
+	case autopilotKey:
+		return s.applyAutopilot(c)
 	case RestoredKey:
 		return s.applyRestored(c)
 	case memberPrefix:

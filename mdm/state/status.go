@@ -35,6 +35,7 @@ type Status struct {
 	ServersUp        int
 	Devices          int
 	DevicesUp        int
+	Spares           int
 	Capacity         uint64
 	Used             uint64
 	Volumes          int
@@ -59,7 +60,11 @@ func (s *State) Status(used map[cluster.DeviceID]uint64) Status {
 		if c.Up {
 			st.DevicesUp++
 		}
-		st.Capacity += d.Size
+		if d.Spare {
+			st.Spares++
+		} else {
+			st.Capacity += d.Size
+		}
 		st.Used += used[d.ID]
 	}
 	s.countGroups(&st, up)

@@ -50,8 +50,10 @@ type Node struct {
 	Name string
 	Addr string
 	Disk []*Disk
-	srv  *server.Server // nil: it does not run
-	c    *Cluster
+	// Spare: its devices join as spares.
+	Spare bool
+	srv   *server.Server // nil: it does not run
+	c     *Cluster
 }
 
 // Options shape a cluster.
@@ -102,7 +104,19 @@ func Start(t testing.TB, o Options) *Cluster {
 // AddNode starts one more server, with empty disks.
 func (c *Cluster) AddNode(devices int, size int64) *Node {
 	c.T.Helper()
-	n := &Node{Name: fmt.Sprintf("sds%d", len(c.Node)+1), Addr: "127.0.0.1:0", c: c}
+	return c.addNode(&Node{}, devices, size)
+}
+
+// AddSpare does, too, and its disks are spare.
+func (c *Cluster) AddSpare(devices int, size int64) *Node {
+	c.T.Helper()
+	return c.addNode(&Node{Spare: true}, devices, size)
+}
+
+func (c *Cluster) addNode(n *Node, devices int, size int64) *Node {
+	c.T.Helper()
+	n.Name = fmt.Sprintf("sds%d", len(c.Node)+1)
+	n.Addr, n.c = "127.0.0.1:0", c
 	for range devices {
 		d := NewDisk(size)
 		var id cluster.UUID
@@ -200,7 +214,7 @@ func (n *Node) Start() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.srv, err = server.Start(server.Config{Name: n.Name, Store: store.Config{ALSlots: n.c.alSlots}},
+	n.srv, err = server.Start(server.Config{Name: n.Name, Spare: n.Spare, Store: store.Config{ALSlots: n.c.alSlots}},
 		ln, disks, api)
 	if err != nil {
 		t.Fatalf("start %s: %v", n.Name, err)

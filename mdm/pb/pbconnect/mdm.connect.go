@@ -88,6 +88,12 @@ const (
 	MdmGetSettingsProcedure = "/braid.mdm.v1.Mdm/GetSettings"
 	// MdmSetSettingsProcedure is the fully-qualified name of the Mdm's SetSettings RPC.
 	MdmSetSettingsProcedure = "/braid.mdm.v1.Mdm/SetSettings"
+	// MdmSpareDevicesProcedure is the fully-qualified name of the Mdm's SpareDevices RPC.
+	MdmSpareDevicesProcedure = "/braid.mdm.v1.Mdm/SpareDevices"
+	// MdmGetAutopilotProcedure is the fully-qualified name of the Mdm's GetAutopilot RPC.
+	MdmGetAutopilotProcedure = "/braid.mdm.v1.Mdm/GetAutopilot"
+	// MdmSetAutopilotProcedure is the fully-qualified name of the Mdm's SetAutopilot RPC.
+	MdmSetAutopilotProcedure = "/braid.mdm.v1.Mdm/SetAutopilot"
 	// MdmMaintainProcedure is the fully-qualified name of the Mdm's Maintain RPC.
 	MdmMaintainProcedure = "/braid.mdm.v1.Mdm/Maintain"
 	// MdmScrubProcedure is the fully-qualified name of the Mdm's Scrub RPC.
@@ -125,6 +131,9 @@ type MdmClient interface {
 	SetMoves(context.Context, *connect.Request[pb.SetMovesRequest]) (*connect.Response[pb.MovesResponse], error)
 	GetSettings(context.Context, *connect.Request[pb.SettingsRequest]) (*connect.Response[pb.Settings], error)
 	SetSettings(context.Context, *connect.Request[pb.SetSettingsRequest]) (*connect.Response[pb.Settings], error)
+	SpareDevices(context.Context, *connect.Request[pb.SpareDevicesRequest]) (*connect.Response[pb.MovePlan], error)
+	GetAutopilot(context.Context, *connect.Request[pb.AutopilotRequest]) (*connect.Response[pb.Autopilot], error)
+	SetAutopilot(context.Context, *connect.Request[pb.SetAutopilotRequest]) (*connect.Response[pb.Autopilot], error)
 	Maintain(context.Context, *connect.Request[pb.MaintainRequest]) (*connect.Response[pb.MaintainResponse], error)
 	Scrub(context.Context, *connect.Request[pb.ScrubRequest]) (*connect.Response[pb.ScrubStatusResponse], error)
 	ScrubStatus(context.Context, *connect.Request[pb.ScrubStatusRequest]) (*connect.Response[pb.ScrubStatusResponse], error)
@@ -292,6 +301,24 @@ func NewMdmClient(httpClient connect.HTTPClient, baseURL string, opts ...connect
 			connect.WithSchema(mdmMethods.ByName("SetSettings")),
 			connect.WithClientOptions(opts...),
 		),
+		spareDevices: connect.NewClient[pb.SpareDevicesRequest, pb.MovePlan](
+			httpClient,
+			baseURL+MdmSpareDevicesProcedure,
+			connect.WithSchema(mdmMethods.ByName("SpareDevices")),
+			connect.WithClientOptions(opts...),
+		),
+		getAutopilot: connect.NewClient[pb.AutopilotRequest, pb.Autopilot](
+			httpClient,
+			baseURL+MdmGetAutopilotProcedure,
+			connect.WithSchema(mdmMethods.ByName("GetAutopilot")),
+			connect.WithClientOptions(opts...),
+		),
+		setAutopilot: connect.NewClient[pb.SetAutopilotRequest, pb.Autopilot](
+			httpClient,
+			baseURL+MdmSetAutopilotProcedure,
+			connect.WithSchema(mdmMethods.ByName("SetAutopilot")),
+			connect.WithClientOptions(opts...),
+		),
 		maintain: connect.NewClient[pb.MaintainRequest, pb.MaintainResponse](
 			httpClient,
 			baseURL+MdmMaintainProcedure,
@@ -346,6 +373,9 @@ type mdmClient struct {
 	setMoves       *connect.Client[pb.SetMovesRequest, pb.MovesResponse]
 	getSettings    *connect.Client[pb.SettingsRequest, pb.Settings]
 	setSettings    *connect.Client[pb.SetSettingsRequest, pb.Settings]
+	spareDevices   *connect.Client[pb.SpareDevicesRequest, pb.MovePlan]
+	getAutopilot   *connect.Client[pb.AutopilotRequest, pb.Autopilot]
+	setAutopilot   *connect.Client[pb.SetAutopilotRequest, pb.Autopilot]
 	maintain       *connect.Client[pb.MaintainRequest, pb.MaintainResponse]
 	scrub          *connect.Client[pb.ScrubRequest, pb.ScrubStatusResponse]
 	scrubStatus    *connect.Client[pb.ScrubStatusRequest, pb.ScrubStatusResponse]
@@ -477,6 +507,21 @@ func (c *mdmClient) SetSettings(ctx context.Context, req *connect.Request[pb.Set
 	return c.setSettings.CallUnary(ctx, req)
 }
 
+// SpareDevices calls braid.mdm.v1.Mdm.SpareDevices.
+func (c *mdmClient) SpareDevices(ctx context.Context, req *connect.Request[pb.SpareDevicesRequest]) (*connect.Response[pb.MovePlan], error) {
+	return c.spareDevices.CallUnary(ctx, req)
+}
+
+// GetAutopilot calls braid.mdm.v1.Mdm.GetAutopilot.
+func (c *mdmClient) GetAutopilot(ctx context.Context, req *connect.Request[pb.AutopilotRequest]) (*connect.Response[pb.Autopilot], error) {
+	return c.getAutopilot.CallUnary(ctx, req)
+}
+
+// SetAutopilot calls braid.mdm.v1.Mdm.SetAutopilot.
+func (c *mdmClient) SetAutopilot(ctx context.Context, req *connect.Request[pb.SetAutopilotRequest]) (*connect.Response[pb.Autopilot], error) {
+	return c.setAutopilot.CallUnary(ctx, req)
+}
+
 // Maintain calls braid.mdm.v1.Mdm.Maintain.
 func (c *mdmClient) Maintain(ctx context.Context, req *connect.Request[pb.MaintainRequest]) (*connect.Response[pb.MaintainResponse], error) {
 	return c.maintain.CallUnary(ctx, req)
@@ -524,6 +569,9 @@ type MdmHandler interface {
 	SetMoves(context.Context, *connect.Request[pb.SetMovesRequest]) (*connect.Response[pb.MovesResponse], error)
 	GetSettings(context.Context, *connect.Request[pb.SettingsRequest]) (*connect.Response[pb.Settings], error)
 	SetSettings(context.Context, *connect.Request[pb.SetSettingsRequest]) (*connect.Response[pb.Settings], error)
+	SpareDevices(context.Context, *connect.Request[pb.SpareDevicesRequest]) (*connect.Response[pb.MovePlan], error)
+	GetAutopilot(context.Context, *connect.Request[pb.AutopilotRequest]) (*connect.Response[pb.Autopilot], error)
+	SetAutopilot(context.Context, *connect.Request[pb.SetAutopilotRequest]) (*connect.Response[pb.Autopilot], error)
 	Maintain(context.Context, *connect.Request[pb.MaintainRequest]) (*connect.Response[pb.MaintainResponse], error)
 	Scrub(context.Context, *connect.Request[pb.ScrubRequest]) (*connect.Response[pb.ScrubStatusResponse], error)
 	ScrubStatus(context.Context, *connect.Request[pb.ScrubStatusRequest]) (*connect.Response[pb.ScrubStatusResponse], error)
@@ -687,6 +735,24 @@ func NewMdmHandler(svc MdmHandler, opts ...connect.HandlerOption) (string, http.
 		connect.WithSchema(mdmMethods.ByName("SetSettings")),
 		connect.WithHandlerOptions(opts...),
 	)
+	mdmSpareDevicesHandler := connect.NewUnaryHandler(
+		MdmSpareDevicesProcedure,
+		svc.SpareDevices,
+		connect.WithSchema(mdmMethods.ByName("SpareDevices")),
+		connect.WithHandlerOptions(opts...),
+	)
+	mdmGetAutopilotHandler := connect.NewUnaryHandler(
+		MdmGetAutopilotProcedure,
+		svc.GetAutopilot,
+		connect.WithSchema(mdmMethods.ByName("GetAutopilot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	mdmSetAutopilotHandler := connect.NewUnaryHandler(
+		MdmSetAutopilotProcedure,
+		svc.SetAutopilot,
+		connect.WithSchema(mdmMethods.ByName("SetAutopilot")),
+		connect.WithHandlerOptions(opts...),
+	)
 	mdmMaintainHandler := connect.NewUnaryHandler(
 		MdmMaintainProcedure,
 		svc.Maintain,
@@ -763,6 +829,12 @@ func NewMdmHandler(svc MdmHandler, opts ...connect.HandlerOption) (string, http.
 			mdmGetSettingsHandler.ServeHTTP(w, r)
 		case MdmSetSettingsProcedure:
 			mdmSetSettingsHandler.ServeHTTP(w, r)
+		case MdmSpareDevicesProcedure:
+			mdmSpareDevicesHandler.ServeHTTP(w, r)
+		case MdmGetAutopilotProcedure:
+			mdmGetAutopilotHandler.ServeHTTP(w, r)
+		case MdmSetAutopilotProcedure:
+			mdmSetAutopilotHandler.ServeHTTP(w, r)
 		case MdmMaintainProcedure:
 			mdmMaintainHandler.ServeHTTP(w, r)
 		case MdmScrubProcedure:
@@ -878,6 +950,18 @@ func (UnimplementedMdmHandler) GetSettings(context.Context, *connect.Request[pb.
 
 func (UnimplementedMdmHandler) SetSettings(context.Context, *connect.Request[pb.SetSettingsRequest]) (*connect.Response[pb.Settings], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.SetSettings is not implemented"))
+}
+
+func (UnimplementedMdmHandler) SpareDevices(context.Context, *connect.Request[pb.SpareDevicesRequest]) (*connect.Response[pb.MovePlan], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.SpareDevices is not implemented"))
+}
+
+func (UnimplementedMdmHandler) GetAutopilot(context.Context, *connect.Request[pb.AutopilotRequest]) (*connect.Response[pb.Autopilot], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.GetAutopilot is not implemented"))
+}
+
+func (UnimplementedMdmHandler) SetAutopilot(context.Context, *connect.Request[pb.SetAutopilotRequest]) (*connect.Response[pb.Autopilot], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.SetAutopilot is not implemented"))
 }
 
 func (UnimplementedMdmHandler) Maintain(context.Context, *connect.Request[pb.MaintainRequest]) (*connect.Response[pb.MaintainResponse], error) {
