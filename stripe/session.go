@@ -46,8 +46,7 @@ func (v *Volume) renew() {
 		isLost := false
 		v.loop.Call(func() {
 			state.AdoptedVersion, state.SoundVersion = v.core.Adopted(), v.core.Sound()
-			state.Roomless = v.core.Roomless()
-			v.toldRoomless = len(state.Roomless) > 0
+			state.Roomless = v.nowRoomless()
 			isLost = v.core.Err() != nil
 		})
 		if isLost {
@@ -104,9 +103,26 @@ func (v *Volume) tellAdopted() {
 	}
 }
 
+// roomlessFor is for how long writes have not waited for room when that counts as the
+// end: the kernel drops requests that take long, and sends them again.
+const roomlessFor = int64(3 * time.Second)
+
+// nowRoomless is on which devices writes wait for room.
+func (v *Volume) nowRoomless() []cluster.DeviceID {
+	now := v.loop.Now()
+	if list := v.core.Roomless(); len(list) > 0 {
+		v.roomless, v.roomlessUntil = list, now
+	} else if now-v.roomlessUntil > roomlessFor {
+		v.roomless = nil
+	}
+	v.toldRoomless = len(v.roomless) > 0
+	return v.roomless
+}
+
 // tellRoomless has the session renewed at once when writes begin to wait for room. That
 // they do no longer the next renewal tells.
 func (v *Volume) tellRoomless() {
+	v.roomlessUntil = v.loop.Now()
 	if v.toldRoomless || !v.core.IsRoomless() {
 		return
 	}

@@ -80,14 +80,17 @@ type Volume struct {
 	deferred bool   // a drain is due at the end of this turn
 	adopting bool   // mdm waits to hear that the newest map is adopted
 	told     uint64 // what it has heard last
-	// mdm has heard that writes wait for room, or is about to.
-	toldRoomless bool
-	reports      map[cluster.DeviceID]bool // that are on their way
-	closing      bool                      // Detach has begun: nothing new is let in
-	ended        bool                      // nothing is dialled any more
-	idle         chan struct{}             // closed when the core is idle, if somebody waits
-	quiet        chan struct{}             // closed when no connection is left, if somebody waits
-	scratch      []byte                    // where unwanted payload goes
+	// mdm has heard that writes wait for room, or is about to; on which devices; and when
+	// they did so last.
+	toldRoomless  bool
+	roomless      []cluster.DeviceID
+	roomlessUntil int64
+	reports       map[cluster.DeviceID]bool // that are on their way
+	closing       bool                      // Detach has begun: nothing new is let in
+	ended         bool                      // nothing is dialled any more
+	idle          chan struct{}             // closed when the core is idle, if somebody waits
+	quiet         chan struct{}             // closed when no connection is left, if somebody waits
+	scratch       []byte                    // where unwanted payload goes
 
 	ctx    context.Context // ends with the volume
 	cancel context.CancelFunc

@@ -48,6 +48,8 @@ type device struct {
 	roomless  int   // pieces that wait for room on it
 	roomAt    int64 // when the next of them asks again
 	roomPause int64
+	fullSince int64 // writes wait for room on it, with gaps of less than roomLinger
+	fullUntil int64 // when one did so last
 }
 
 // span is a range of intervals; first is 0 when it is empty.

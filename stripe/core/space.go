@@ -47,6 +47,9 @@ type spaceState struct {
 const (
 	roomFirst = int64(10 * time.Millisecond)
 	roomMost  = int64(500 * time.Millisecond)
+	// roomLinger is how soon after one write that had found no room the next one belongs
+	// to the same want: the kernel drops requests that take long, and sends them again.
+	roomLinger = int64(10 * time.Second)
 	// roomMore is how many ask next when one has found room.
 	roomMore = 2
 )
@@ -75,6 +78,9 @@ func (c *Core) noRoom(pi int32) {
 	d := &c.devs[p.full]
 	if d.roomless++; d.roomless == 1 {
 		d.roomPause, d.roomAt = 0, 0
+		if d.fullSince == 0 || c.now-d.fullUntil > roomLinger {
+			d.fullSince = max(c.now, 1)
+		}
 	}
 	if c.now >= d.roomAt {
 		d.roomPause = min(max(2*d.roomPause, roomFirst), roomMost)
@@ -90,7 +96,9 @@ func (c *Core) noRoom(pi int32) {
 func (c *Core) leaveRoom(p *piece) {
 	p.room, p.parked = roomNone, false
 	c.space.waiting--
-	c.devs[p.full].roomless--
+	d := &c.devs[p.full]
+	d.roomless--
+	d.fullUntil = c.now
 }
 
 // endRoom is for a piece that ends after it had found no room.
@@ -277,6 +285,9 @@ func (c *Core) waitingRoom(w *waits, before int64) {
 			if p := &c.pieces[k]; p.live && p.roomless != 0 && p.full == int32(i) {
 				c.count(w, &entry, p.req, p.roomless)
 			}
+		}
+		if entry.Requests > 0 && d.fullSince != 0 {
+			entry.Since = min(entry.Since, d.fullSince)
 		}
 		w.add(entry, before)
 	}

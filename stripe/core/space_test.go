@@ -56,7 +56,6 @@ func TestWriteWaitsForRoom(t *testing.T) {
 	if pair[1].current[s.key(0)] != nil {
 		t.Error("the copy that had room keeps the write that waits")
 	}
-	after := s.begin(bio.Request{Op: bio.Read, Len: 4096, Data: block(7)})
 	s.mustEnd("overwrite", s.write(at(kept), block(6)), nil)
 	s.mustEnd("read", s.begin(bio.Request{Op: bio.Read, Off: at(kept), Len: 4096, Data: block(0)}), nil)
 	s.mustEnd("flush", s.begin(bio.Request{Op: bio.Flush}), nil)
@@ -78,6 +77,27 @@ func TestWriteWaitsForRoom(t *testing.T) {
 		list[i].Device != pair[0].id || list[i].Requests != 1 || list[i].Op != bio.Write || list[i].NextAt == 0 {
 		t.Errorf("what waits for room is told as %+v", list)
 	}
+	since := func() int64 {
+		for _, e := range s.core.Waiting(s.now, int64(time.Second)) {
+			if e.Reason == WaitSpace {
+				return e.Since
+			}
+		}
+		return 0
+	}
+	began := since()
+	w2 := s.write(4096, block(2))
+	w.Gone = true // the kernel has sent it again
+	s.tick(time.Second)
+	s.mustEnd("write of nobody", w, bio.ErrShutdown)
+	if now := since(); began == 0 || now != began {
+		t.Errorf("the device is full since %d, and since %d after a request was sent again", began, now)
+	}
+	w = s.write(0, block(1))
+	after := s.begin(bio.Request{Op: bio.Read, Len: 4096, Data: block(7)})
+	s.mustWait(w2)
+	w2.Gone = true
+	s.tick(time.Second)
 	if n := s.core.Stats().Roomless; n != 1 {
 		t.Errorf("%d requests wait for room, says the counter", n)
 	}

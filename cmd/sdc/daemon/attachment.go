@@ -303,14 +303,17 @@ func (a *attachment) status() Attachment {
 
 // roomless says which writes wait for space, and where; nil: none do.
 func (a *attachment) roomless() error {
-	var out []error
+	var out []string
 	for _, w := range a.waits() {
 		if w.Reason == string(core.WaitSpace) && w.Device != 0 {
-			out = append(out, fmt.Errorf("%d writes wait for space on device %d (%s) since %s", w.Requests, w.Device,
+			out = append(out, fmt.Sprintf("%d writes wait for space on device %d (%s) since %s", w.Requests, w.Device,
 				w.Server, w.Since.Format(time.TimeOnly)))
 		}
 	}
-	return errors.Join(out...)
+	if out == nil {
+		return nil
+	}
+	return errors.New(strings.Join(out, ", "))
 }
 
 // waits is what why shows.
