@@ -3,7 +3,6 @@
 package mdm
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -27,7 +26,7 @@ const (
 	pilotLook = 2 * time.Second // between two looks whether something is to be done
 	// DefaultHookTimeout bounds the autopilot's hook: a machine may have to be started.
 	DefaultHookTimeout = 10 * time.Minute
-	hookWait           = 5 * time.Second // for its pipes, after it was ended
+	hookWait           = 2 * time.Second // for its end, after it was told to
 	hookOutput         = 4 << 10         // bytes of its output that are kept
 )
 
@@ -49,7 +48,15 @@ func (p *pilot) stuck(*state.State) []string {
 	return nil
 }
 
-func (p *pilot) hook() bool { return p.config.Hook != "" && !p.running.Load() }
+func (p *pilot) hook() state.Hook {
+	switch {
+	case p.config.Hook == "":
+		return state.NoHook
+	case p.running.Load():
+		return state.HookRunning
+	}
+	return state.HookReady
+}
 
 // steer does what the autopilot decides. It belongs to the leader's tick.
 func (l *leader) steer(ctx context.Context) error {
@@ -101,7 +108,8 @@ func (l *leader) runHook(ctx context.Context, d state.Decision) {
 }
 
 // exec runs the hook without a shell, in a process group of its own, and returns the
-// last line that it printed.
+// last line that it printed. Its output goes to a file: what it starts and leaves
+// running, an sds, keeps a place to write to, and holds nothing up.
 func (p *pilot) exec(ctx context.Context, d state.Decision) (says string, err error) {
 	timeout := p.config.HookTimeout
 	if timeout <= 0 {
@@ -115,24 +123,31 @@ func (p *pilot) exec(ctx context.Context, d state.Decision) (says string, err er
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGTERM) }
 	c.WaitDelay = hookWait
-	var out tail
-	c.Stdout, c.Stderr = &out, &out
-	if err = c.Run(); errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		err = fmt.Errorf("it took longer than %v and was ended", timeout)
+	out, err := os.CreateTemp("", "braid-hook-")
+	if err != nil {
+		return "", err
 	}
-	lines := strings.Split(strings.TrimSpace(strings.ToValidUTF8(string(out.kept), "?")), "\n")
-	return lines[len(lines)-1], err
+	defer out.Close()
+	_ = os.Remove(out.Name())
+	c.Stdout, c.Stderr = out, out
+	if err = c.Run(); ctx.Err() != nil && c.Process != nil {
+		_ = syscall.Kill(-c.Process.Pid, syscall.SIGKILL) // whoever did not listen
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			err = fmt.Errorf("it took longer than %v and was ended", timeout)
+		}
+	}
+	return lastLine(out), err
 }
 
-// tail keeps the end of what is written.
-type tail struct{ kept []byte }
-
-func (t *tail) Write(b []byte) (int, error) {
-	t.kept = append(t.kept, b...)
-	if n := len(t.kept) - hookOutput; n > 0 {
-		t.kept = bytes.Clone(t.kept[n:])
+func lastLine(f *os.File) string {
+	st, err := f.Stat()
+	if err != nil {
+		return ""
 	}
-	return len(b), nil
+	b := make([]byte, min(st.Size(), hookOutput))
+	n, _ := f.ReadAt(b, st.Size()-int64(len(b)))
+	lines := strings.Split(strings.TrimSpace(strings.ToValidUTF8(string(b[:n]), "?")), "\n")
+	return lines[len(lines)-1]
 }
 
 // SpareDevices makes devices spare, or puts spares to use.
@@ -175,7 +190,8 @@ func (a *api) GetAutopilot(ctx context.Context, r *connect.Request[pb.AutopilotR
 			out.History = append(out.History, &pb.Expansion{AtMs: e.At.UnixMilli(), Device: uint32(e.Device),
 				What: e.What, Fill: e.Fill})
 		}
-		out.Fill, out.Devices, out.Spares, out.Doing, out.Stuck = d.Fill, uint32(d.InUse), uint32(d.Spares), d.Why, d.Stuck
+		out.Fill, out.Devices, out.Spares = d.Fill, uint32(d.InUse), uint32(d.Spares)
+		out.Doing, out.Stuck = d.Why, d.Stuck
 	})
 	if out.Doing == "" && l.pilot.running.Load() {
 		out.Doing = "its hook runs"

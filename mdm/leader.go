@@ -66,6 +66,12 @@ func (m *Member) lead(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open a session with etcd: %w", err)
 	}
+	var l *leader
+	defer func() { // after leadership was given up
+		if l != nil {
+			l.pilot.hooks.Wait()
+		}
+	}()
 	// The session's own context may be gone: giving up leadership at once spares
 	// the others the wait for its lease.
 	defer func() {
@@ -85,18 +91,16 @@ func (m *Member) lead(ctx context.Context) error {
 	if err := election.Campaign(won, ballot(m.config.Name, m.addr)); err != nil {
 		return fmt.Errorf("campaign: %w", err)
 	}
-	l := &leader{store: m.store, now: m.config.now, pilot: pilot{config: m.config, addr: m.addr}, leases: newLeases(m.config),
-		care: newCare(m.config), end: cancel, log: m.config.Log,
+	l = &leader{store: m.store, now: m.config.now, pilot: pilot{config: m.config, addr: m.addr},
+		leases: newLeases(m.config),
+		care:   newCare(m.config), end: cancel, log: m.config.Log,
 		guard: guard{key: election.Key(), created: election.Rev()}}
 	if err := l.takeOver(won, m); err != nil {
 		return err
 	}
 	m.setLeading(l)
 	m.config.Log.Info("this member leads", "name", m.config.Name)
-	err = l.tick(won)
-	cancel()
-	l.pilot.hooks.Wait()
-	return err
+	return l.tick(won)
 }
 
 // bury ends the candidacies of this member's earlier process, which died

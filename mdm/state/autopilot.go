@@ -35,7 +35,8 @@ type Expansion struct {
 	At     time.Time        `json:"at"`
 	Device cluster.DeviceID `json:"device,omitempty"` // put to use; 0: the hook was run
 	What   string           `json:"what"`
-	Fill   uint32           `json:"fill"` // percent
+	Fill   uint32           `json:"fill"`           // percent
+	Next   cluster.DeviceID `json:"next,omitempty"` // of the hook: the number that the next device to join got
 }
 
 // Bounds and defaults of the autopilot.
@@ -102,10 +103,18 @@ type Decision struct {
 // Acts reports whether something is to be done.
 func (d Decision) Acts() bool { return d.Device != 0 || d.Hook }
 
+// Hook says whether there is a hook to run.
+type Hook int
+
+const (
+	NoHook Hook = iota
+	HookReady
+	HookRunning
+)
+
 // Decide says what the autopilot is to do. used is what the devices reported last; of
-// those that have not, nothing is known, and then nothing is decided. hook: there is
-// one.
-func (s *State) Decide(used map[cluster.DeviceID]uint64, hook bool, now time.Time) Decision {
+// those that have not, nothing is known, and then nothing is decided.
+func (s *State) Decide(used map[cluster.DeviceID]uint64, hook Hook, now time.Time) Decision {
 	p := s.Autopilot()
 	var d Decision
 	housing := s.Housing(now)
@@ -127,22 +136,45 @@ func (s *State) Decide(used map[cluster.DeviceID]uint64, hook bool, now time.Tim
 	case unknown != 0:
 		d.Why = fmt.Sprintf("waits: how full device %d (%s) is, is not known", unknown, s.deviceName(unknown))
 	case d.Fill < p.Threshold && !waiting:
-	case s.MovesLeft(used).Groups > 0:
-		d.Why = "waits until the data that moves now has moved"
+	case hook == HookRunning:
+		d.Why = "waits for its hook"
 	case len(p.History) > 0 && now.Before(p.History[len(p.History)-1].At.Add(p.Cooldown)):
 		d.Why = fmt.Sprintf("cools down after its last expansion until %s",
 			clock(p.History[len(p.History)-1].At.Add(p.Cooldown)))
-	case d.InUse >= int(p.Ceiling):
+	case s.owned()+p.expected(s.counters.Device) >= int(p.Ceiling):
 		d.Why, d.Stuck = fmt.Sprintf("its ceiling of %d devices is reached: raise it (scli autopilot set ceiling=N) or "+
 			"free space", p.Ceiling), true
+	case s.MovesLeft(used).Groups > 0: // last, as it looks at all groups
+		d.Why = "waits until the data that moves now has moved"
 	case spare != nil:
 		d.Device, d.Why = spare.ID, fmt.Sprintf("puts spare device %d (%s) to use", spare.ID, deviceName(spare))
-	case hook:
+	case hook == HookReady:
 		d.Hook, d.Why = true, "runs its hook, as no spare device is left"
 	default:
 		d.Why, d.Stuck = "no spare device is left: add one (sds serve --spare) or free space", true
 	}
 	return d
+}
+
+// owned counts the devices that are no spares, those that are away among them: they
+// may come back.
+func (s *State) owned() (n int) {
+	for _, d := range s.devices {
+		if !d.Spare && !d.Removing && !d.RolledBack {
+			n++
+		}
+	}
+	return n
+}
+
+// expected counts the devices that hooks were run for and that have not joined. next
+// is the number of the next one to join.
+func (p Autopilot) expected(next cluster.DeviceID) int {
+	runs, first := 0, next
+	for i := len(p.History) - 1; i >= 0 && p.History[i].Device == 0; i-- {
+		runs, first = runs+1, p.History[i].Next
+	}
+	return max(runs-int(next-min(first, next)), 0)
 }
 
 // waitingForRoom are the volumes whose writes wait for room.
@@ -182,7 +214,7 @@ func (s *State) bestSpare(now time.Time, count *int) (best *Device) {
 
 // Steer plans what follows from the decision: the expansion with its place in the
 // history, or an event of what keeps it from it, once.
-func (s *State) Steer(used map[cluster.DeviceID]uint64, hook bool, now time.Time) (*Tx, Decision) {
+func (s *State) Steer(used map[cluster.DeviceID]uint64, hook Hook, now time.Time) (*Tx, Decision) {
 	tx, d, next := s.Begin(now), s.Decide(used, hook, now), s.Autopilot()
 	could := d.Acts()
 	if next.Mode != PilotOn {
@@ -190,7 +222,11 @@ func (s *State) Steer(used map[cluster.DeviceID]uint64, hook bool, now time.Time
 	}
 	switch {
 	case d.Acts():
-		next.History = append(next.History, Expansion{At: tx.now, Device: d.Device, What: d.Why, Fill: d.Fill})
+		x := Expansion{At: tx.now, Device: d.Device, What: d.Why, Fill: d.Fill}
+		if d.Hook {
+			x.Next = s.counters.Device
+		}
+		next.History = append(next.History, x)
 		next.History = next.History[max(len(next.History)-maxExpansions, 0):]
 		next.Told = ""
 		tx.event(Warning, "autopilot", "", "the cluster is %d %% full: the autopilot %s", d.Fill, d.Why)
@@ -204,7 +240,7 @@ func (s *State) Steer(used map[cluster.DeviceID]uint64, hook bool, now time.Time
 	case d.Stuck && next.Told != d.Why:
 		next.Told = d.Why
 		tx.event(Warning, "autopilot", "", "the cluster is %d %% full, and the autopilot cannot help: %s", d.Fill, d.Why)
-	case d.Why == "" && next.Told != "":
+	case d.Why == "" && next.Told != "" && d.Fill+fillSlack < next.Threshold: // not to and fro around it
 		next.Told = ""
 	default:
 		return tx, d

@@ -116,7 +116,7 @@ func TestAutopilot(t *testing.T) {
 	b := newBench(t, 3)
 	b.create("v", 2)
 	b.spares(3, 6)
-	steer := func(n int, percent uint64, hook bool) Decision {
+	steer := func(n int, percent uint64, hook Hook) Decision {
 		t.Helper()
 		tx, d := b.state().Steer(b.filled(n, percent), hook, b.now)
 		b.commit(tx)
@@ -128,11 +128,11 @@ func TestAutopilot(t *testing.T) {
 			t.Errorf("%+v, want %q", d, why)
 		}
 	}
-	waits(steer(3, 99, true), "", false) // off
+	waits(steer(3, 99, HookReady), "", false) // off
 	terms := Autopilot{Mode: PilotDry, Threshold: 75, Ceiling: 5, Cooldown: time.Minute}
 	b.pilot(terms)
-	waits(steer(3, 74, true), "", false)
-	waits(steer(2, 90, true), "not known", false)
+	waits(steer(3, 74, HookReady), "", false)
+	waits(steer(2, 90, HookReady), "not known", false)
 	events := func(text string) (n int) {
 		for _, e := range b.state().events {
 			if strings.Contains(e.Text, text) {
@@ -142,17 +142,17 @@ func TestAutopilot(t *testing.T) {
 		return n
 	}
 	for range 3 {
-		waits(steer(3, 80, true), "puts spare device 4", false)
+		waits(steer(3, 80, HookReady), "puts spare device 4", false)
 	}
 	if events("if it were on") != 1 || len(b.state().Housing(b.now)) != 3 {
 		t.Error("a dry run is told again and again, or does something")
 	}
 	terms.Mode = PilotOn
 	b.pilot(terms)
-	if d := steer(3, 80, true); d.Device != 4 || d.Fill != 79 && d.Fill != 80 {
+	if d := steer(3, 80, HookReady); d.Device != 4 || d.Fill != 79 && d.Fill != 80 {
 		t.Fatalf("%+v", d)
 	}
-	waits(steer(4, 80, true), "cools down", false)
+	waits(steer(4, 80, HookReady), "cools down", false)
 	tx, _, err := b.state().PlanSpare([]cluster.DeviceID{4}, false, Membership{}, b.now)
 	if err != nil || !tx.Empty() {
 		t.Errorf("it is in use already: %v", err)
@@ -163,34 +163,39 @@ func TestAutopilot(t *testing.T) {
 	}
 	b.commit(b.state().Move(plan, "test", b.now))
 	b.now = b.now.Add(2 * time.Minute)
-	waits(steer(4, 80, true), "has moved", false)
+	waits(steer(4, 80, HookRunning), "its hook", false)
+	waits(steer(4, 80, HookReady), "has moved", false)
 	b.settleMoves()
-	if d := steer(4, 80, true); d.Device != 5 {
+	if d := steer(4, 80, HookReady); d.Device != 5 {
 		t.Fatalf("%+v", d)
 	}
 	b.now = b.now.Add(2 * time.Minute)
 	for range 3 {
-		waits(steer(5, 80, true), "ceiling of 5", true)
+		waits(steer(5, 80, HookReady), "ceiling of 5", true)
 	}
 	if events("ceiling") != 1 {
 		t.Error("that the ceiling is reached is told again and again, or not at all")
 	}
 	terms.Ceiling = 9
 	b.pilot(terms)
-	if d := steer(5, 80, true); d.Device != 6 {
+	if d := steer(5, 80, HookReady); d.Device != 6 {
 		t.Fatalf("%+v", d)
 	}
 	b.now = b.now.Add(2 * time.Minute)
-	waits(steer(6, 80, false), "no spare device is left", true)
-	if d := steer(6, 80, true); !d.Hook {
+	waits(steer(6, 80, NoHook), "no spare device is left", true)
+	if d := steer(6, 80, HookReady); !d.Hook {
 		t.Fatalf("%+v", d)
 	}
-	waits(steer(6, 80, true), "cools down", false)
+	waits(steer(6, 80, HookReady), "cools down", false)
 	h := b.reload().Autopilot().History
+	b.now = b.now.Add(2 * time.Minute)
+	terms.Ceiling = 7 // six are there, and one is on its way
+	b.pilot(terms)
+	waits(steer(6, 80, HookReady), "ceiling of 7", true)
 	if len(h) != 4 || h[0].Device != 4 || h[3].Device != 0 || h[3].Fill != 79 && h[3].Fill != 80 {
 		t.Errorf("history %+v", h)
 	}
-	waits(steer(6, 10, true), "", false)
+	waits(steer(6, 10, HookReady), "", false)
 }
 
 // Goal: writes that wait for room count as full, whatever the sum says.
@@ -203,11 +208,11 @@ func TestAutopilotHelpsWriters(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := b.state().Decide(b.filled(3, 50), false, b.now); d.Why != "" {
+	if d := b.state().Decide(b.filled(3, 50), NoHook, b.now); d.Why != "" {
 		t.Errorf("%+v", d)
 	}
 	b.commit(b.state().TellRoomless(v.ID, x.Generation, []cluster.DeviceID{2}, b.now))
-	if d := b.state().Decide(b.filled(3, 50), false, b.now); d.Device != 4 {
+	if d := b.state().Decide(b.filled(3, 50), NoHook, b.now); d.Device != 4 {
 		t.Errorf("%+v", d)
 	}
 }
@@ -243,14 +248,18 @@ func TestAutopilotKeepsToItsTerms(t *testing.T) {
 		terms := Autopilot{Mode: PilotOn, Threshold: 50, Ceiling: rapid.Uint32Range(1, 8).Draw(rt, "ceiling"),
 			Cooldown: time.Duration(rapid.IntRange(1, 100).Draw(rt, "cooldown")) * time.Second}
 		b.pilot(terms)
-		last := time.Time{}
+		last, joined, late := time.Time{}, 0, 0
 		for range 30 {
 			b.now = b.now.Add(time.Duration(rapid.IntRange(0, 60).Draw(rt, "pass")) * time.Second)
 			if rapid.Bool().Draw(rt, "settle") {
 				b.settleMoves()
 			}
 			known := rapid.IntRange(0, 8).Draw(rt, "known")
-			used, hook := b.filled(known, rapid.Uint64Range(0, 100).Draw(rt, "fill")), rapid.Bool().Draw(rt, "hook")
+			used, hook := b.filled(known, rapid.Uint64Range(0, 100).Draw(rt, "fill")), Hook(rapid.IntRange(0, 2).Draw(rt, "hook"))
+			if late > 0 && rapid.Bool().Draw(rt, "join") {
+				b.register(report(20+joined, 1))
+				joined, late = joined+1, late-1
+			}
 			before := b.state().Decide(used, hook, b.now)
 			if again := b.state().Decide(used, hook, b.now); again != before {
 				rt.Fatalf("%+v, then %+v", before, again)
@@ -270,6 +279,12 @@ func TestAutopilotKeepsToItsTerms(t *testing.T) {
 				rt.Fatalf("%d of %d known: %+v", known, inUse, d)
 			}
 			last = b.now
+			if d.Hook {
+				late++
+			}
+			if all := b.state().owned() + late; all > int(terms.Ceiling) {
+				rt.Fatalf("%d devices, with those that are on their way, ceiling %d", all, terms.Ceiling)
+			}
 		}
 	})
 }
