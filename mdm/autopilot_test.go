@@ -29,7 +29,8 @@ type pilotRig struct {
 
 func newPilotRig(t *testing.T) *pilotRig {
 	dir := t.TempDir()
-	r := &pilotRig{t: t, turned: &clock{t: time.Now()}, hook: filepath.Join(dir, "hook"), seen: filepath.Join(dir, "seen")}
+	r := &pilotRig{t: t, turned: &clock{t: time.Now()}, hook: filepath.Join(dir, "hook"),
+		seen: filepath.Join(dir, "seen")}
 	config := testConfig(t)
 	config.now, config.ServerLease = r.turned.now, 10000*time.Hour
 	config.Hook, config.HookTimeout = r.hook, patience
@@ -126,7 +127,8 @@ func TestAutopilotActs(t *testing.T) {
 func TestHookLeavesDaemon(t *testing.T) {
 	dir := t.TempDir()
 	hook, file := filepath.Join(dir, "hook"), filepath.Join(dir, "pid")
-	script := "#!/bin/sh\nsh -c 'echo $$ >" + file + "; echo started; while sleep 0.01; do echo more || exit; done' &\n" +
+	script := "#!/bin/sh\n" +
+		"sh -c 'echo $$ >" + file + "; echo started; while sleep 0.01; do echo more || exit; done' &\n" +
 		"while ! [ -s " + file + " ]; do sleep 0.01; done\n"
 	if err := os.WriteFile(hook, []byte(script), 0o700); err != nil {
 		t.Fatal(err)
@@ -156,7 +158,8 @@ func TestHookTimeout(t *testing.T) {
 	leaks(t)
 	dir := t.TempDir()
 	hook, file := filepath.Join(dir, "hook"), filepath.Join(dir, "pid")
-	if err := os.WriteFile(hook, []byte("#!/bin/sh\ntrap '' TERM\nsleep 1000 & echo $! >"+file+"\nwait\nwait\n"), 0o700); err != nil {
+	script := "#!/bin/sh\ntrap '' TERM\nsleep 1000 & echo $! >" + file + "\nwait\nwait\n"
+	if err := os.WriteFile(hook, []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	p := pilot{config: Config{Hook: hook, HookTimeout: 200 * time.Millisecond}}

@@ -12,7 +12,8 @@ func TestAutopilotCommands(t *testing.T) {
 	b.expect("autopilot show", 0, "mode       off", "80% full", "none set", "10m0s", "nothing: it is off")
 	b.expect("autopilot history", 0, "has not added anything yet")
 	b.expect("autopilot set mode=on", 1, "needs a ceiling", "3 are now")
-	b.expect("autopilot set mode=dry-run ceiling=3 threshold=70%", 0, "dry-run", "70% full", "3 devices in use at most, 3 are")
+	b.expect("autopilot set mode=dry-run ceiling=3 threshold=70%", 0,
+		"dry-run", "70% full", "3 devices in use at most, 3 are")
 	b.expect("autopilot set cooldown=1h", 0, "dry-run", "70%", "1h0m0s", "nothing: there is room")
 	b.expect("autopilot set cooldown=soon", 2, "10m or 1h")
 	b.expect("autopilot set ceiling=-1", 2, "number of devices")

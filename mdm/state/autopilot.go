@@ -142,8 +142,8 @@ func (s *State) Decide(used map[cluster.DeviceID]uint64, hook Hook, now time.Tim
 		d.Why = fmt.Sprintf("cools down after its last expansion until %s",
 			clock(p.History[len(p.History)-1].At.Add(p.Cooldown)))
 	case s.owned()+p.expected(s.counters.Device) >= int(p.Ceiling):
-		d.Why, d.Stuck = fmt.Sprintf("its ceiling of %d devices is reached: raise it (scli autopilot set ceiling=N) or "+
-			"free space", p.Ceiling), true
+		d.Why, d.Stuck = fmt.Sprintf("its ceiling of %d devices is reached: raise it (scli autopilot set ceiling=N) "+
+			"or free space", p.Ceiling), true
 	case s.MovesLeft(used).Groups > 0: // last, as it looks at all groups
 		d.Why = "waits until the data that moves now has moved"
 	case spare != nil:
@@ -239,7 +239,8 @@ func (s *State) Steer(used map[cluster.DeviceID]uint64, hook Hook, now time.Time
 			d.Fill, d.Why)
 	case d.Stuck && next.Told != d.Why:
 		next.Told = d.Why
-		tx.event(Warning, "autopilot", "", "the cluster is %d %% full, and the autopilot cannot help: %s", d.Fill, d.Why)
+		tx.event(Warning, "autopilot", "", "the cluster is %d %% full, and the autopilot cannot help: %s", d.Fill,
+			d.Why)
 	case d.Why == "" && next.Told != "" && d.Fill+fillSlack < next.Threshold: // not to and fro around it
 		next.Told = ""
 	default:

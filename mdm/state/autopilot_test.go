@@ -229,7 +229,8 @@ func TestAutopilotTerms(t *testing.T) {
 	} {
 		p := good
 		bad(&p)
-		if _, err := b.state().SetAutopilot(p, b.now); err == nil || !strings.Contains(err.Error(), strings.TrimSpace(name)) {
+		if _, err := b.state().SetAutopilot(p, b.now); err == nil ||
+			!strings.Contains(err.Error(), strings.TrimSpace(name)) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -255,7 +256,8 @@ func TestAutopilotKeepsToItsTerms(t *testing.T) {
 				b.settleMoves()
 			}
 			known := rapid.IntRange(0, 8).Draw(rt, "known")
-			used, hook := b.filled(known, rapid.Uint64Range(0, 100).Draw(rt, "fill")), Hook(rapid.IntRange(0, 2).Draw(rt, "hook"))
+			used := b.filled(known, rapid.Uint64Range(0, 100).Draw(rt, "fill"))
+			hook := Hook(rapid.IntRange(0, 2).Draw(rt, "hook"))
 			if late > 0 && rapid.Bool().Draw(rt, "join") {
 				b.register(report(20+joined, 1))
 				joined, late = joined+1, late-1

@@ -28,9 +28,11 @@ func (s *State) PlanSpare(ids []cluster.DeviceID, spare bool, m Membership, now 
 		d := s.devices[id]
 		switch {
 		case d == nil:
-			return nil, MovePlan{}, refuse(ErrNotFound, "spare device %d: there is none; `scli device list` shows them", id)
+			return nil, MovePlan{}, refuse(ErrNotFound, "spare device %d: there is none; `scli device list` shows "+
+				"them", id)
 		case d.Removing || d.RolledBack:
-			return nil, MovePlan{}, refuse(ErrRefused, "device %d (%s) is on its way out of the cluster", id, deviceName(d))
+			return nil, MovePlan{}, refuse(ErrRefused, "device %d (%s) is on its way out of the cluster", id,
+				deviceName(d))
 		}
 		(*marks)[id] = true
 		s.putSpare(tx, d, spare)
