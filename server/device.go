@@ -76,6 +76,7 @@ type device struct {
 	mend      *mender
 	scrub     *scrubber
 	pace      pacer
+	limit     limiter
 	catchUp   catchUpMeter
 	front     int64  // ns: how long clients' requests take, an average of the latest
 	frontAt   int64  // when it was measured last
@@ -146,6 +147,7 @@ func (d *device) start(cfg store.Config) error {
 	d.target = newTarget(d, d.resync)
 	d.mend, d.scrub = newMender(d), newScrubber(d)
 	d.pace.init(d)
+	d.limit.init(d)
 	d.dropped = map[cluster.VolumeID]bool{}
 	d.watch.Fire, d.idle.Fire = d.onWatch, d.onIdle
 	d.refreshReport()

@@ -91,7 +91,7 @@ func (d *device) ended(r *store.Request) {
 			owner.next, d.ends = d.ends, owner
 			return
 		}
-		if !d.pace.takes(owner) {
+		if !d.pace.takes(owner) && !d.limit.takes(owner) {
 			d.reply(owner, r.Status)
 		}
 	case *resync.Op:

@@ -34,6 +34,7 @@ type Config struct {
 	Engine    loop.Engine
 	Store     store.Config
 	Resync    resync.Config
+	TestIOPS  int          // answers to reads and writes in a second and device at most, for tests; 0: all
 	Touch     func([]byte) // called for each payload buffer at the start, to have its memory; may be nil
 	Log       *slog.Logger
 
@@ -152,6 +153,7 @@ func (s *Server) open(disks []Disk, manager Manager) error {
 		d := newDevice(k.Path, k.Backing, id, s.cfg.Engine, s.log)
 		d.changed, d.touch, d.poison = s.reg.report, s.cfg.Touch, s.cfg.poison
 		d.manager, d.resync = manager, s.cfg.Resync
+		d.limit.each = perSecond(s.cfg.TestIOPS)
 		s.devices = append(s.devices, d)
 		s.byUUID[id.Device] = d
 	}

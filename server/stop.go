@@ -51,6 +51,7 @@ func (d *device) drain(done func(transport.Status)) {
 	}
 	d.state = deviceStopping
 	d.pace.release(math.MaxInt64)
+	d.limit.release(math.MaxInt64)
 	d.target.stop()
 	d.own(store.Request{Op: store.OpStop}, done)
 }

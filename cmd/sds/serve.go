@@ -45,6 +45,7 @@ type serveFlags struct {
 	logLevel     string
 	lockMemory   string
 	activityLog  int
+	testIOPS     int
 }
 
 func newServe() *cobra.Command {
@@ -94,6 +95,8 @@ registered, and from then on serve no other.`,
 		"stay out of memory reclaim (I/O flusher, mlock, OOM score): auto (if permitted), on, off")
 	fs.IntVar(&f.activityLog, "activity-log", envInt("BRAID_ACTIVITY_LOG"),
 		"chunks of a device that may have unflushed writes; 0: 16384 ($BRAID_ACTIVITY_LOG)")
+	fs.IntVar(&f.testIOPS, "test-iops-limit", 0,
+		"for tests: answer no more reads and writes in a second and device; 0: no limit")
 	return cmd
 }
 
@@ -135,7 +138,7 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 	}
 	engine, _ := cli.ParseEngine(f.engine) // checked above
 	srv, err := server.Start(server.Config{Name: f.name, FaultSet: f.faultSet, Spare: f.spare, Advertise: f.advertise,
-		Engine: engine, Store: f.storeConfig(), Log: log, Touch: touch}, ln, disks, manager)
+		Engine: engine, Store: f.storeConfig(), Log: log, Touch: touch, TestIOPS: f.testIOPS}, ln, disks, manager)
 	if err != nil {
 		return err
 	}
@@ -180,6 +183,9 @@ func closeServer(srv *server.Server, signals <-chan os.Signal) error {
 func (f *serveFlags) check() (level slog.Level, err error) {
 	if len(f.mdm) == 0 {
 		return 0, cli.Usagef("where is the metadata manager? give --mdm HOST:PORT[,...] or set BRAID_MDM")
+	}
+	if f.testIOPS < 0 || f.testIOPS > 1_000_000 {
+		return 0, cli.Usagef("--test-iops-limit %d: want 1 to 1000000, or 0 for no limit", f.testIOPS)
 	}
 	if len(f.devices) == 0 {
 		return 0, cli.Usagef("what is to be served? give --device PATH, once for each device " +
