@@ -109,6 +109,7 @@ func (a *api) RegisterServer(ctx context.Context, r *connect.Request[pb.Register
 		resp.Cluster = pb.FromUUID(st.Cluster())
 		if tx, answer, err = st.Register(report, resp.LeaseId, now); err == nil {
 			l.leases.renewServer(report.Name, now)
+			l.leases.restarted(report.Name)
 		}
 		return tx, err
 	})
@@ -136,7 +137,7 @@ func serverReport(r *pb.RegisterServerRequest) (state.ServerReport, error) {
 	}
 	devices, err := deviceReports(r.Devices)
 	return state.ServerReport{Name: r.Name, Addr: r.Addr, FaultSet: r.FaultSet, Version: r.Version,
-		Cluster: uuid, Devices: devices, Spare: r.Spare}, err
+		Cluster: uuid, Devices: devices, Spare: r.Spare, Drills: r.AllowDrills}, err
 }
 
 func deviceReports(reports []*pb.DeviceReport) ([]state.DeviceReport, error) {
@@ -186,6 +187,7 @@ func (a *api) RenewServer(ctx context.Context, r *connect.Request[pb.RenewServer
 		err = l.expire(decided(ctx))
 	default:
 		l.leases.renewServer(r.Msg.Name, l.now())
+		resp.Drill = l.leases.drill(r.Msg.Name, l.now())
 		for i, d := range r.Msg.Devices {
 			if id := ids[reports[i].UUID]; id != 0 {
 				news = append(news, mended(id, l.leases.report(id, d), d)...)

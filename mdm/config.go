@@ -71,6 +71,8 @@ type Config struct {
 	Hook        string
 	HookTimeout time.Duration
 
+	AllowDrills bool // faults may be ordered through the API
+
 	Pprof bool // serve Go's profiles below /debug/pprof/ of the API's port
 
 	Log *slog.Logger

@@ -29,6 +29,7 @@ type leases struct {
 	freed    map[cluster.VolumeID]map[cluster.DeviceID]bool
 	reports  map[cluster.DeviceID]*pb.DeviceReport // the newest of each device
 	scrubs   map[cluster.DeviceID]*pb.ScrubOrder   // the newest for each device
+	drills   map[string]drill                      // the newest for each server
 	rests    map[cluster.DeviceID]time.Time        // none begins by itself before
 }
 
@@ -49,6 +50,7 @@ func newLeases(c Config) *leases {
 		freed:    map[cluster.VolumeID]map[cluster.DeviceID]bool{},
 		reports:  map[cluster.DeviceID]*pb.DeviceReport{},
 		scrubs:   map[cluster.DeviceID]*pb.ScrubOrder{},
+		drills:   map[string]drill{},
 		rests:    map[cluster.DeviceID]time.Time{},
 	}
 }

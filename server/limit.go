@@ -16,6 +16,8 @@ type limiter struct {
 	dev   *device
 	timer loop.Timer
 	each  int64   // ns between two answers; 0: no limit
+	delay int64   // ns that each answer waits, in a drill
+	until int64   // the drill's end
 	next  int64   // when the next answer may leave
 	held  []*slot // a ring: first, and count of them
 	first int
@@ -43,21 +45,42 @@ func (l *limiter) init(d *device) {
 
 // takes holds an answer back, if it comes too soon after others.
 func (l *limiter) takes(s *slot) bool {
-	if l.each == 0 || s.head.Op != transport.OpRead && s.head.Op != transport.OpWrite ||
+	if l.each == 0 && l.delay == 0 || s.head.Op != transport.OpRead && s.head.Op != transport.OpWrite ||
 		l.dev.state != deviceServing || l.count == len(l.held) {
 		return false
 	}
 	now := l.dev.loop.Now()
+	if l.delay > 0 {
+		if now >= l.until { // whoever ordered it may be gone
+			l.delay = 0
+			return l.takes(s)
+		}
+		l.hold(s, now+l.delay)
+		return true
+	}
 	l.next = max(l.next, now-limitBurst) + l.each
 	if l.next <= now {
 		return false
 	}
-	s.state, s.since = slotPaced, l.next
+	l.hold(s, l.next)
+	return true
+}
+
+// hold keeps an answer until it is due. Those before it are due before.
+func (l *limiter) hold(s *slot, due int64) {
+	s.state, s.since = slotPaced, due
 	l.held[(l.first+l.count)%len(l.held)] = s
 	if l.count++; l.count == 1 {
 		l.arm()
 	}
-	return true
+}
+
+// slow has each answer wait for some time.
+func (l *limiter) slow(delay, during time.Duration) {
+	if l.held == nil {
+		l.held = make([]*slot, maxRequests)
+	}
+	l.delay, l.until = int64(delay), l.dev.loop.Now()+int64(during)
 }
 
 func (l *limiter) arm() {

@@ -52,3 +52,41 @@ func TestIOPSLimit(t *testing.T) {
 	p.close()
 	r.stop()
 }
+
+// Goal: a drill's slow disk is slow, keeps the order, and is over by itself. Method:
+// reads with a delay that ends while they go on, and the clock.
+func TestSlowDiskEnds(t *testing.T) {
+	b := newFileDisk(t, testDiskSize)
+	format(t, b)
+	r := startRig(t, loop.Auto, newFakeManager(), b)
+	p := r.dial(0)
+	if s := p.open(1); s != transport.StatusOK {
+		t.Fatalf("open: %v", s)
+	}
+	const delay, during = 50 * time.Millisecond, 200 * time.Millisecond
+	d := r.srv.devices[0]
+	began := time.Now()
+	d.loop.Call(func() { d.limit.slow(delay, during) })
+	read := func() time.Duration {
+		begin := time.Now()
+		p.send(transport.Header{Op: transport.OpRead, PG: uint32(testPG), Epoch: epoch, Length: 4096}, nil)
+		if s := p.receive().Status; s != transport.StatusOK {
+			t.Fatalf("a read ends with status %d", s)
+		}
+		return time.Since(begin)
+	}
+	if took := read(); took < delay && time.Since(began) < during {
+		t.Errorf("a read of a slow disk took %v, at least %v", took, delay)
+	}
+	for time.Since(began) < during+delay {
+		read()
+	}
+	read()
+	d.loop.Call(func() {
+		if d.limit.delay != 0 || d.limit.count != 0 {
+			t.Errorf("the drill is over and %v stays, %d answers are held", time.Duration(d.limit.delay), d.limit.count)
+		}
+	})
+	p.close()
+	r.stop()
+}

@@ -79,7 +79,7 @@ func (r *registrar) register(ctx context.Context) (lease time.Duration, id uint6
 	reports := s.deviceReports()
 	reg, err := r.manager.RegisterServer(ctx, client.ServerReport{Name: s.cfg.Name, Addr: s.cfg.Advertise,
 		FaultSet: s.cfg.FaultSet, Version: cluster.Version, Cluster: s.clusterID(), Devices: reports,
-		Spare: s.cfg.Spare})
+		Spare: s.cfg.Spare, Drills: s.cfg.Drills})
 	if err != nil {
 		return 0, 0, err
 	}
@@ -134,7 +134,18 @@ func (r *registrar) renew(ctx context.Context, id uint64, lease time.Duration) {
 			r.server.scrub(renewal.Scrubs)
 			r.server.limitResync(renewal.ResyncRate)
 			r.server.setReserve(renewal.Reserve)
+			if pause := r.server.drill(renewal.Drill); pause > 0 {
+				r.pauseFor(ctx, pause)
+			}
 		}
+	}
+}
+
+// pauseFor waits for d, whatever is to be reported: the server is cut off.
+func (r *registrar) pauseFor(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
 	}
 }
 

@@ -34,6 +34,8 @@ type Config struct {
 	Engine    loop.Engine
 	Store     store.Config
 	Resync    resync.Config
+	Drills    bool         // it takes part in drills
+	Die       func()       // ends the process at once, for a drill; nil: SIGKILL
 	TestIOPS  int          // answers to reads and writes in a second and device at most, for tests; 0: all
 	Touch     func([]byte) // called for each payload buffer at the start, to have its memory; may be nil
 	Log       *slog.Logger
@@ -58,6 +60,7 @@ type Server struct {
 	reg     *registrar
 	stop    context.CancelFunc // of the registrar's goroutines
 	tasks   sync.WaitGroup
+	cut     cutOff
 	fatal   chan error // holds one: why going on makes no sense
 
 	// mu guards what follows and the start of devices. It is never held across a
@@ -234,6 +237,8 @@ func (s *Server) greet(h transport.Hello) (*loop.Loop, transport.Handler, transp
 	switch {
 	case s.closing:
 		return refuse(transport.HelloStarting, "the server is stopping")
+	case s.cut.active():
+		return refuse(transport.HelloStarting, "the server is cut off by a drill")
 	case d == nil:
 		return refuse(transport.HelloWrongDevice, "server %s has no device %v", s.cfg.Name, cluster.UUID(h.Device))
 	case !d.started():

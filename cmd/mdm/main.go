@@ -86,6 +86,8 @@ GET /healthz tells whether changes can be made, GET /metrics is for Prometheus.`
 		"fill the empty store from this file, which scli backup made; then see scli restore status")
 	f.BoolVar(&config.AutoEvict, "auto-evict", true,
 		"take copies that are away or restarted out of their groups, and bring them back by resync")
+	f.BoolVar(&config.AllowDrills, "allow-drills", false,
+		"let scli drill order faults; servers that take part need the flag, too")
 	f.StringVar(&config.Hook, "autopilot-hook", "",
 		"program that the autopilot runs when no spare device is left, and that is to bring one; see scli autopilot")
 	f.DurationVar(&config.HookTimeout, "autopilot-hook-timeout", mdm.DefaultHookTimeout, "how long that may take")

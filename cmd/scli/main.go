@@ -71,7 +71,7 @@ Sizes are binary: 64K, 10G, 1.5T. Exit codes: 0 done, 1 failed, 2 wrong usage.`,
 	f.StringVarP(&a.output, "output", "o", "table", "table or json")
 	f.DurationVar(&a.timeout, "timeout", 5*time.Second, "how long to look for a metadata manager that answers")
 	root.AddCommand(a.statusCommand(), a.topCommand(), a.volumeCommand(), a.sdsCommand(), a.deviceCommand(),
-		a.clusterCommand(), a.rebalanceCommand(), a.autopilotCommand(),
+		a.clusterCommand(), a.rebalanceCommand(), a.autopilotCommand(), a.drillCommand(),
 		a.scrubCommand(), a.eventsCommand(), a.backupCommand(),
 		a.restoreCommand())
 	return root

@@ -46,6 +46,7 @@ type serveFlags struct {
 	lockMemory   string
 	activityLog  int
 	testIOPS     int
+	drills       bool
 }
 
 func newServe() *cobra.Command {
@@ -95,6 +96,8 @@ registered, and from then on serve no other.`,
 		"stay out of memory reclaim (I/O flusher, mlock, OOM score): auto (if permitted), on, off")
 	fs.IntVar(&f.activityLog, "activity-log", envInt("BRAID_ACTIVITY_LOG"),
 		"chunks of a device that may have unflushed writes; 0: 16384 ($BRAID_ACTIVITY_LOG)")
+	fs.BoolVar(&f.drills, "allow-drills", false,
+		"take part in drills (scli drill): faults that whoever may talk to mdm can order")
 	fs.IntVar(&f.testIOPS, "test-iops-limit", 0,
 		"for tests: answer no more reads and writes in a second and device; 0: no limit")
 	return cmd
@@ -138,7 +141,8 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 	}
 	engine, _ := cli.ParseEngine(f.engine) // checked above
 	srv, err := server.Start(server.Config{Name: f.name, FaultSet: f.faultSet, Spare: f.spare, Advertise: f.advertise,
-		Engine: engine, Store: f.storeConfig(), Log: log, Touch: touch, TestIOPS: f.testIOPS}, ln, disks, manager)
+		Engine: engine, Store: f.storeConfig(), Log: log, Touch: touch, TestIOPS: f.testIOPS,
+		Drills: f.drills}, ln, disks, manager)
 	if err != nil {
 		return err
 	}

@@ -57,6 +57,11 @@ func (c *Client) Settings(ctx context.Context) (*pb.Settings, error) {
 	return call(ctx, c, "ask for the settings", &pb.SettingsRequest{}, pbconnect.MdmClient.GetSettings)
 }
 
+// Drill orders a fault, or with DryRun only asks whether it may be.
+func (c *Client) Drill(ctx context.Context, r *pb.DrillRequest) (*pb.DrillResponse, error) {
+	return call(ctx, c, "order a drill", r, pbconnect.MdmClient.Drill)
+}
+
 // SpareDevices makes devices spare, or puts spares to use, and returns what moves.
 func (c *Client) SpareDevices(ctx context.Context, r *pb.SpareDevicesRequest) (*pb.MovePlan, error) {
 	return call(ctx, c, "change which devices are spare", r, pbconnect.MdmClient.SpareDevices)

@@ -23,6 +23,7 @@ type ServerReport struct {
 	Cluster  cluster.UUID // what its devices say; zero: fresh ones only
 	Devices  []DeviceReport
 	Spare    bool // devices that join now take no copies yet
+	Drills   bool // it takes part in drills
 }
 
 // DeviceReport is the state of one device, sent with each renewal.
@@ -82,7 +83,8 @@ type Registration struct {
 // RegisterServer makes the server and its devices known and starts its lease.
 func (c *Client) RegisterServer(ctx context.Context, r ServerReport) (Registration, error) {
 	req := &pb.RegisterServerRequest{Name: r.Name, Addr: r.Addr, FaultSet: r.FaultSet,
-		Version: r.Version, Cluster: pb.FromUUID(r.Cluster), Devices: fromReports(r.Devices), Spare: r.Spare}
+		Version: r.Version, Cluster: pb.FromUUID(r.Cluster), Devices: fromReports(r.Devices), Spare: r.Spare,
+		AllowDrills: r.Drills}
 	op := "register server " + r.Name
 	c.mu.Lock()
 	c.server = r.Name
@@ -123,6 +125,16 @@ type Renewal struct {
 	Scrubs     []ScrubOrder
 	ResyncRate uint64 // bytes per second and device at most; 0: no bound but the pace
 	Reserve    uint32 // percent of each device that clients' writes leave to copies
+	Drill      *DrillOrder
+}
+
+// DrillOrder has a server take part in a drill.
+type DrillOrder struct {
+	ID     uint64 // later ones are greater
+	Kind   string
+	For    time.Duration
+	Delay  time.Duration
+	Volume cluster.VolumeID
 }
 
 // ScrubOrder has a device scrubbed.
@@ -143,6 +155,10 @@ func (c *Client) Renew(ctx context.Context, name string, lease uint64, devices [
 		return Renewal{}, err
 	}
 	r := Renewal{Known: resp.Known, ResyncRate: resp.ResyncRate, Reserve: resp.Reserve}
+	if o := resp.Drill; o != nil {
+		r.Drill = &DrillOrder{ID: o.Id, Kind: o.Kind, For: time.Duration(min(o.ForMs, 1<<30)) * time.Millisecond,
+			Delay: time.Duration(o.DelayMs) * time.Millisecond, Volume: cluster.VolumeID(o.Volume)}
+	}
 	for _, o := range resp.Scrubs {
 		uuid, err := pb.ToUUID(o.Uuid)
 		if err != nil {

@@ -676,7 +676,8 @@ type RegisterServerRequest struct {
 	Version       string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
 	Cluster       []byte                 `protobuf:"bytes,5,opt,name=cluster,proto3" json:"cluster,omitempty"` // the cluster that the devices say they belong to; empty: none yet
 	Devices       []*DeviceReport        `protobuf:"bytes,6,rep,name=devices,proto3" json:"devices,omitempty"`
-	Spare         bool                   `protobuf:"varint,7,opt,name=spare,proto3" json:"spare,omitempty"` // devices that join now are spare: they take no copies yet
+	AllowDrills   bool                   `protobuf:"varint,8,opt,name=allow_drills,json=allowDrills,proto3" json:"allow_drills,omitempty"` // it takes part in drills
+	Spare         bool                   `protobuf:"varint,7,opt,name=spare,proto3" json:"spare,omitempty"`                                // devices that join now are spare: they take no copies yet
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -751,6 +752,13 @@ func (x *RegisterServerRequest) GetDevices() []*DeviceReport {
 		return x.Devices
 	}
 	return nil
+}
+
+func (x *RegisterServerRequest) GetAllowDrills() bool {
+	if x != nil {
+		return x.AllowDrills
+	}
+	return false
 }
 
 func (x *RegisterServerRequest) GetSpare() bool {
@@ -1363,6 +1371,7 @@ type RenewServerResponse struct {
 	Scrubs        []*ScrubOrder          `protobuf:"bytes,2,rep,name=scrubs,proto3" json:"scrubs,omitempty"`
 	ResyncRate    uint64                 `protobuf:"varint,3,opt,name=resync_rate,json=resyncRate,proto3" json:"resync_rate,omitempty"` // bytes per second and device at most; 0: no bound but the pace
 	Reserve       uint32                 `protobuf:"varint,4,opt,name=reserve,proto3" json:"reserve,omitempty"`                         // percent of each device that clients' writes leave to copies
+	Drill         *DrillOrder            `protobuf:"bytes,5,opt,name=drill,proto3" json:"drill,omitempty"`                              // the newest, while it has not ended; servers know it by its id
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1423,6 +1432,13 @@ func (x *RenewServerResponse) GetReserve() uint32 {
 		return x.Reserve
 	}
 	return 0
+}
+
+func (x *RenewServerResponse) GetDrill() *DrillOrder {
+	if x != nil {
+		return x.Drill
+	}
+	return nil
 }
 
 type WatchMapRequest struct {
@@ -4408,6 +4424,211 @@ func (x *SetSettingsRequest) GetReserve() uint32 {
 	return 0
 }
 
+// Drills: faults on order, which end by themselves.
+type DrillOrder struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`    // later ones are greater
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"` // slow-disk | bitrot | partition | kill-sds
+	ForMs         uint64                 `protobuf:"varint,3,opt,name=for_ms,json=forMs,proto3" json:"for_ms,omitempty"`
+	DelayMs       uint32                 `protobuf:"varint,4,opt,name=delay_ms,json=delayMs,proto3" json:"delay_ms,omitempty"` // of each answer, slow-disk
+	Volume        uint64                 `protobuf:"varint,5,opt,name=volume,proto3" json:"volume,omitempty"`                  // whose blocks rot, bitrot
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrillOrder) Reset() {
+	*x = DrillOrder{}
+	mi := &file_mdm_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrillOrder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrillOrder) ProtoMessage() {}
+
+func (x *DrillOrder) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrillOrder.ProtoReflect.Descriptor instead.
+func (*DrillOrder) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *DrillOrder) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *DrillOrder) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *DrillOrder) GetForMs() uint64 {
+	if x != nil {
+		return x.ForMs
+	}
+	return 0
+}
+
+func (x *DrillOrder) GetDelayMs() uint32 {
+	if x != nil {
+		return x.DelayMs
+	}
+	return 0
+}
+
+func (x *DrillOrder) GetVolume() uint64 {
+	if x != nil {
+		return x.Volume
+	}
+	return 0
+}
+
+type DrillRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`     // those of an order, restart-mdm, or full, for which it only looks
+	Server        string                 `protobuf:"bytes,2,opt,name=server,proto3" json:"server,omitempty"` // where; none for restart-mdm and full
+	ForMs         uint64                 `protobuf:"varint,3,opt,name=for_ms,json=forMs,proto3" json:"for_ms,omitempty"`
+	DelayMs       uint32                 `protobuf:"varint,4,opt,name=delay_ms,json=delayMs,proto3" json:"delay_ms,omitempty"`
+	Volume        string                 `protobuf:"bytes,5,opt,name=volume,proto3" json:"volume,omitempty"`                // the drill's own
+	DryRun        bool                   `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // only look whether it may be
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrillRequest) Reset() {
+	*x = DrillRequest{}
+	mi := &file_mdm_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrillRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrillRequest) ProtoMessage() {}
+
+func (x *DrillRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrillRequest.ProtoReflect.Descriptor instead.
+func (*DrillRequest) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *DrillRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *DrillRequest) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *DrillRequest) GetForMs() uint64 {
+	if x != nil {
+		return x.ForMs
+	}
+	return 0
+}
+
+func (x *DrillRequest) GetDelayMs() uint32 {
+	if x != nil {
+		return x.DelayMs
+	}
+	return 0
+}
+
+func (x *DrillRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *DrillRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type DrillResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	WithinMs      uint64                 `protobuf:"varint,1,opt,name=within_ms,json=withinMs,proto3" json:"within_ms,omitempty"` // the server has the order by then
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrillResponse) Reset() {
+	*x = DrillResponse{}
+	mi := &file_mdm_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrillResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrillResponse) ProtoMessage() {}
+
+func (x *DrillResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrillResponse.ProtoReflect.Descriptor instead.
+func (*DrillResponse) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *DrillResponse) GetWithinMs() uint64 {
+	if x != nil {
+		return x.WithinMs
+	}
+	return 0
+}
+
 // Spare devices, and the autopilot that puts them to use.
 type SpareDevicesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -4420,7 +4641,7 @@ type SpareDevicesRequest struct {
 
 func (x *SpareDevicesRequest) Reset() {
 	*x = SpareDevicesRequest{}
-	mi := &file_mdm_proto_msgTypes[62]
+	mi := &file_mdm_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4432,7 +4653,7 @@ func (x *SpareDevicesRequest) String() string {
 func (*SpareDevicesRequest) ProtoMessage() {}
 
 func (x *SpareDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[62]
+	mi := &file_mdm_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4445,7 +4666,7 @@ func (x *SpareDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpareDevicesRequest.ProtoReflect.Descriptor instead.
 func (*SpareDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{62}
+	return file_mdm_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *SpareDevicesRequest) GetDevices() []uint32 {
@@ -4481,7 +4702,7 @@ type Expansion struct {
 
 func (x *Expansion) Reset() {
 	*x = Expansion{}
-	mi := &file_mdm_proto_msgTypes[63]
+	mi := &file_mdm_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4493,7 +4714,7 @@ func (x *Expansion) String() string {
 func (*Expansion) ProtoMessage() {}
 
 func (x *Expansion) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[63]
+	mi := &file_mdm_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4506,7 +4727,7 @@ func (x *Expansion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Expansion.ProtoReflect.Descriptor instead.
 func (*Expansion) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{63}
+	return file_mdm_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Expansion) GetAtMs() int64 {
@@ -4545,7 +4766,7 @@ type AutopilotRequest struct {
 
 func (x *AutopilotRequest) Reset() {
 	*x = AutopilotRequest{}
-	mi := &file_mdm_proto_msgTypes[64]
+	mi := &file_mdm_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4557,7 +4778,7 @@ func (x *AutopilotRequest) String() string {
 func (*AutopilotRequest) ProtoMessage() {}
 
 func (x *AutopilotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[64]
+	mi := &file_mdm_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4570,7 +4791,7 @@ func (x *AutopilotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AutopilotRequest.ProtoReflect.Descriptor instead.
 func (*AutopilotRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{64}
+	return file_mdm_proto_rawDescGZIP(), []int{67}
 }
 
 type Autopilot struct {
@@ -4592,7 +4813,7 @@ type Autopilot struct {
 
 func (x *Autopilot) Reset() {
 	*x = Autopilot{}
-	mi := &file_mdm_proto_msgTypes[65]
+	mi := &file_mdm_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4604,7 +4825,7 @@ func (x *Autopilot) String() string {
 func (*Autopilot) ProtoMessage() {}
 
 func (x *Autopilot) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[65]
+	mi := &file_mdm_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4617,7 +4838,7 @@ func (x *Autopilot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Autopilot.ProtoReflect.Descriptor instead.
 func (*Autopilot) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{65}
+	return file_mdm_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Autopilot) GetMode() string {
@@ -4709,7 +4930,7 @@ type SetAutopilotRequest struct {
 
 func (x *SetAutopilotRequest) Reset() {
 	*x = SetAutopilotRequest{}
-	mi := &file_mdm_proto_msgTypes[66]
+	mi := &file_mdm_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4721,7 +4942,7 @@ func (x *SetAutopilotRequest) String() string {
 func (*SetAutopilotRequest) ProtoMessage() {}
 
 func (x *SetAutopilotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[66]
+	mi := &file_mdm_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4734,7 +4955,7 @@ func (x *SetAutopilotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAutopilotRequest.ProtoReflect.Descriptor instead.
 func (*SetAutopilotRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{66}
+	return file_mdm_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *SetAutopilotRequest) GetMode() string {
@@ -4776,7 +4997,7 @@ type MaintainRequest struct {
 
 func (x *MaintainRequest) Reset() {
 	*x = MaintainRequest{}
-	mi := &file_mdm_proto_msgTypes[67]
+	mi := &file_mdm_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4788,7 +5009,7 @@ func (x *MaintainRequest) String() string {
 func (*MaintainRequest) ProtoMessage() {}
 
 func (x *MaintainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[67]
+	mi := &file_mdm_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4801,7 +5022,7 @@ func (x *MaintainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MaintainRequest.ProtoReflect.Descriptor instead.
 func (*MaintainRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{67}
+	return file_mdm_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *MaintainRequest) GetServer() string {
@@ -4834,7 +5055,7 @@ type MaintainResponse struct {
 
 func (x *MaintainResponse) Reset() {
 	*x = MaintainResponse{}
-	mi := &file_mdm_proto_msgTypes[68]
+	mi := &file_mdm_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4846,7 +5067,7 @@ func (x *MaintainResponse) String() string {
 func (*MaintainResponse) ProtoMessage() {}
 
 func (x *MaintainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[68]
+	mi := &file_mdm_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4859,7 +5080,7 @@ func (x *MaintainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MaintainResponse.ProtoReflect.Descriptor instead.
 func (*MaintainResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{68}
+	return file_mdm_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *MaintainResponse) GetGroupsLeft() uint32 {
@@ -4883,7 +5104,7 @@ type ScrubRequest struct {
 
 func (x *ScrubRequest) Reset() {
 	*x = ScrubRequest{}
-	mi := &file_mdm_proto_msgTypes[69]
+	mi := &file_mdm_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4895,7 +5116,7 @@ func (x *ScrubRequest) String() string {
 func (*ScrubRequest) ProtoMessage() {}
 
 func (x *ScrubRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[69]
+	mi := &file_mdm_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4908,7 +5129,7 @@ func (x *ScrubRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubRequest.ProtoReflect.Descriptor instead.
 func (*ScrubRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{69}
+	return file_mdm_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ScrubRequest) GetDevices() []uint32 {
@@ -4947,7 +5168,7 @@ type ScrubStatusRequest struct {
 
 func (x *ScrubStatusRequest) Reset() {
 	*x = ScrubStatusRequest{}
-	mi := &file_mdm_proto_msgTypes[70]
+	mi := &file_mdm_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4959,7 +5180,7 @@ func (x *ScrubStatusRequest) String() string {
 func (*ScrubStatusRequest) ProtoMessage() {}
 
 func (x *ScrubStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[70]
+	mi := &file_mdm_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4972,7 +5193,7 @@ func (x *ScrubStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubStatusRequest.ProtoReflect.Descriptor instead.
 func (*ScrubStatusRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{70}
+	return file_mdm_proto_rawDescGZIP(), []int{73}
 }
 
 type ScrubStatusResponse struct {
@@ -4985,7 +5206,7 @@ type ScrubStatusResponse struct {
 
 func (x *ScrubStatusResponse) Reset() {
 	*x = ScrubStatusResponse{}
-	mi := &file_mdm_proto_msgTypes[71]
+	mi := &file_mdm_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4997,7 +5218,7 @@ func (x *ScrubStatusResponse) String() string {
 func (*ScrubStatusResponse) ProtoMessage() {}
 
 func (x *ScrubStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[71]
+	mi := &file_mdm_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5010,7 +5231,7 @@ func (x *ScrubStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubStatusResponse.ProtoReflect.Descriptor instead.
 func (*ScrubStatusResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{71}
+	return file_mdm_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ScrubStatusResponse) GetDevices() []*DeviceScrub {
@@ -5043,7 +5264,7 @@ type DeviceScrub struct {
 
 func (x *DeviceScrub) Reset() {
 	*x = DeviceScrub{}
-	mi := &file_mdm_proto_msgTypes[72]
+	mi := &file_mdm_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5055,7 +5276,7 @@ func (x *DeviceScrub) String() string {
 func (*DeviceScrub) ProtoMessage() {}
 
 func (x *DeviceScrub) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[72]
+	mi := &file_mdm_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5068,7 +5289,7 @@ func (x *DeviceScrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceScrub.ProtoReflect.Descriptor instead.
 func (*DeviceScrub) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{72}
+	return file_mdm_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *DeviceScrub) GetDevice() uint32 {
@@ -5141,7 +5362,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_mdm_proto_msgTypes[73]
+	mi := &file_mdm_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5153,7 +5374,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[73]
+	mi := &file_mdm_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5166,7 +5387,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{73}
+	return file_mdm_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -5222,7 +5443,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_mdm_proto_msgTypes[74]
+	mi := &file_mdm_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5234,7 +5455,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[74]
+	mi := &file_mdm_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5247,7 +5468,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{74}
+	return file_mdm_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *EventsRequest) GetAfter() uint64 {
@@ -5342,14 +5563,15 @@ const file_mdm_proto_rawDesc = "" +
 	"\x04sets\x18\x06 \x03(\v2\x13.braid.mdm.v1.PGSetR\x04sets\x12\"\n" +
 	"\x03pgs\x18\a \x03(\v2\x10.braid.mdm.v1.PGR\x03pgs\x12.\n" +
 	"\avolumes\x18\b \x03(\v2\x14.braid.mdm.v1.VolumeR\avolumes\x12'\n" +
-	"\x0fremoved_volumes\x18\t \x03(\x04R\x0eremovedVolumes\"\xdc\x01\n" +
+	"\x0fremoved_volumes\x18\t \x03(\x04R\x0eremovedVolumes\"\xff\x01\n" +
 	"\x15RegisterServerRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x1b\n" +
 	"\tfault_set\x18\x03 \x01(\tR\bfaultSet\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\tR\aversion\x12\x18\n" +
 	"\acluster\x18\x05 \x01(\fR\acluster\x124\n" +
-	"\adevices\x18\x06 \x03(\v2\x1a.braid.mdm.v1.DeviceReportR\adevices\x12\x14\n" +
+	"\adevices\x18\x06 \x03(\v2\x1a.braid.mdm.v1.DeviceReportR\adevices\x12!\n" +
+	"\fallow_drills\x18\b \x01(\bR\vallowDrills\x12\x14\n" +
 	"\x05spare\x18\a \x01(\bR\x05spare\"\xb7\x04\n" +
 	"\fDeviceReport\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\fR\x04uuid\x12\x12\n" +
@@ -5415,13 +5637,14 @@ const file_mdm_proto_rawDesc = "" +
 	"\x12RenewServerRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
 	"\blease_id\x18\x02 \x01(\x04R\aleaseId\x124\n" +
-	"\adevices\x18\x03 \x03(\v2\x1a.braid.mdm.v1.DeviceReportR\adevices\"\x98\x01\n" +
+	"\adevices\x18\x03 \x03(\v2\x1a.braid.mdm.v1.DeviceReportR\adevices\"\xc8\x01\n" +
 	"\x13RenewServerResponse\x12\x14\n" +
 	"\x05known\x18\x01 \x01(\bR\x05known\x120\n" +
 	"\x06scrubs\x18\x02 \x03(\v2\x18.braid.mdm.v1.ScrubOrderR\x06scrubs\x12\x1f\n" +
 	"\vresync_rate\x18\x03 \x01(\x04R\n" +
 	"resyncRate\x12\x18\n" +
-	"\areserve\x18\x04 \x01(\rR\areserve\"N\n" +
+	"\areserve\x18\x04 \x01(\rR\areserve\x12.\n" +
+	"\x05drill\x18\x05 \x01(\v2\x18.braid.mdm.v1.DrillOrderR\x05drill\"N\n" +
 	"\x0fWatchMapRequest\x12!\n" +
 	"\fhave_version\x18\x01 \x01(\x04R\vhaveVersion\x12\x18\n" +
 	"\avolumes\x18\x02 \x03(\x04R\avolumes\"\xd6\x01\n" +
@@ -5656,7 +5879,23 @@ const file_mdm_proto_rawDesc = "" +
 	"\v_scrub_rateB\x0e\n" +
 	"\f_resync_rateB\n" +
 	"\n" +
-	"\b_reserve\"^\n" +
+	"\b_reserve\"z\n" +
+	"\n" +
+	"DrillOrder\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x15\n" +
+	"\x06for_ms\x18\x03 \x01(\x04R\x05forMs\x12\x19\n" +
+	"\bdelay_ms\x18\x04 \x01(\rR\adelayMs\x12\x16\n" +
+	"\x06volume\x18\x05 \x01(\x04R\x06volume\"\x9d\x01\n" +
+	"\fDrillRequest\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06server\x18\x02 \x01(\tR\x06server\x12\x15\n" +
+	"\x06for_ms\x18\x03 \x01(\x04R\x05forMs\x12\x19\n" +
+	"\bdelay_ms\x18\x04 \x01(\rR\adelayMs\x12\x16\n" +
+	"\x06volume\x18\x05 \x01(\tR\x06volume\x12\x17\n" +
+	"\adry_run\x18\x06 \x01(\bR\x06dryRun\",\n" +
+	"\rDrillResponse\x12\x1b\n" +
+	"\twithin_ms\x18\x01 \x01(\x04R\bwithinMs\"^\n" +
 	"\x13SpareDevicesRequest\x12\x18\n" +
 	"\adevices\x18\x01 \x03(\rR\adevices\x12\x14\n" +
 	"\x05spare\x18\x02 \x01(\bR\x05spare\x12\x17\n" +
@@ -5730,7 +5969,7 @@ const file_mdm_proto_rawDesc = "" +
 	"\rEventsRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x14\n" +
-	"\x05limit\x18\x03 \x01(\rR\x05limit2\xb4\x13\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit2\xf6\x13\n" +
 	"\x03Mdm\x12[\n" +
 	"\x0eRegisterServer\x12#.braid.mdm.v1.RegisterServerRequest\x1a$.braid.mdm.v1.RegisterServerResponse\x12R\n" +
 	"\vRenewServer\x12 .braid.mdm.v1.RenewServerRequest\x1a!.braid.mdm.v1.RenewServerResponse\x12C\n" +
@@ -5757,7 +5996,8 @@ const file_mdm_proto_rawDesc = "" +
 	"\x05Moves\x12\x1a.braid.mdm.v1.MovesRequest\x1a\x1b.braid.mdm.v1.MovesResponse\x12F\n" +
 	"\bSetMoves\x12\x1d.braid.mdm.v1.SetMovesRequest\x1a\x1b.braid.mdm.v1.MovesResponse\x12D\n" +
 	"\vGetSettings\x12\x1d.braid.mdm.v1.SettingsRequest\x1a\x16.braid.mdm.v1.Settings\x12G\n" +
-	"\vSetSettings\x12 .braid.mdm.v1.SetSettingsRequest\x1a\x16.braid.mdm.v1.Settings\x12I\n" +
+	"\vSetSettings\x12 .braid.mdm.v1.SetSettingsRequest\x1a\x16.braid.mdm.v1.Settings\x12@\n" +
+	"\x05Drill\x12\x1a.braid.mdm.v1.DrillRequest\x1a\x1b.braid.mdm.v1.DrillResponse\x12I\n" +
 	"\fSpareDevices\x12!.braid.mdm.v1.SpareDevicesRequest\x1a\x16.braid.mdm.v1.MovePlan\x12G\n" +
 	"\fGetAutopilot\x12\x1e.braid.mdm.v1.AutopilotRequest\x1a\x17.braid.mdm.v1.Autopilot\x12J\n" +
 	"\fSetAutopilot\x12!.braid.mdm.v1.SetAutopilotRequest\x1a\x17.braid.mdm.v1.Autopilot\x12I\n" +
@@ -5778,7 +6018,7 @@ func file_mdm_proto_rawDescGZIP() []byte {
 	return file_mdm_proto_rawDescData
 }
 
-var file_mdm_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
+var file_mdm_proto_msgTypes = make([]protoimpl.MessageInfo, 79)
 var file_mdm_proto_goTypes = []any{
 	(*Device)(nil),                 // 0: braid.mdm.v1.Device
 	(*PGSet)(nil),                  // 1: braid.mdm.v1.PGSet
@@ -5842,20 +6082,23 @@ var file_mdm_proto_goTypes = []any{
 	(*Settings)(nil),               // 59: braid.mdm.v1.Settings
 	(*SettingsRequest)(nil),        // 60: braid.mdm.v1.SettingsRequest
 	(*SetSettingsRequest)(nil),     // 61: braid.mdm.v1.SetSettingsRequest
-	(*SpareDevicesRequest)(nil),    // 62: braid.mdm.v1.SpareDevicesRequest
-	(*Expansion)(nil),              // 63: braid.mdm.v1.Expansion
-	(*AutopilotRequest)(nil),       // 64: braid.mdm.v1.AutopilotRequest
-	(*Autopilot)(nil),              // 65: braid.mdm.v1.Autopilot
-	(*SetAutopilotRequest)(nil),    // 66: braid.mdm.v1.SetAutopilotRequest
-	(*MaintainRequest)(nil),        // 67: braid.mdm.v1.MaintainRequest
-	(*MaintainResponse)(nil),       // 68: braid.mdm.v1.MaintainResponse
-	(*ScrubRequest)(nil),           // 69: braid.mdm.v1.ScrubRequest
-	(*ScrubStatusRequest)(nil),     // 70: braid.mdm.v1.ScrubStatusRequest
-	(*ScrubStatusResponse)(nil),    // 71: braid.mdm.v1.ScrubStatusResponse
-	(*DeviceScrub)(nil),            // 72: braid.mdm.v1.DeviceScrub
-	(*Event)(nil),                  // 73: braid.mdm.v1.Event
-	(*EventsRequest)(nil),          // 74: braid.mdm.v1.EventsRequest
-	nil,                            // 75: braid.mdm.v1.DeviceReport.VolumesEntry
+	(*DrillOrder)(nil),             // 62: braid.mdm.v1.DrillOrder
+	(*DrillRequest)(nil),           // 63: braid.mdm.v1.DrillRequest
+	(*DrillResponse)(nil),          // 64: braid.mdm.v1.DrillResponse
+	(*SpareDevicesRequest)(nil),    // 65: braid.mdm.v1.SpareDevicesRequest
+	(*Expansion)(nil),              // 66: braid.mdm.v1.Expansion
+	(*AutopilotRequest)(nil),       // 67: braid.mdm.v1.AutopilotRequest
+	(*Autopilot)(nil),              // 68: braid.mdm.v1.Autopilot
+	(*SetAutopilotRequest)(nil),    // 69: braid.mdm.v1.SetAutopilotRequest
+	(*MaintainRequest)(nil),        // 70: braid.mdm.v1.MaintainRequest
+	(*MaintainResponse)(nil),       // 71: braid.mdm.v1.MaintainResponse
+	(*ScrubRequest)(nil),           // 72: braid.mdm.v1.ScrubRequest
+	(*ScrubStatusRequest)(nil),     // 73: braid.mdm.v1.ScrubStatusRequest
+	(*ScrubStatusResponse)(nil),    // 74: braid.mdm.v1.ScrubStatusResponse
+	(*DeviceScrub)(nil),            // 75: braid.mdm.v1.DeviceScrub
+	(*Event)(nil),                  // 76: braid.mdm.v1.Event
+	(*EventsRequest)(nil),          // 77: braid.mdm.v1.EventsRequest
+	nil,                            // 78: braid.mdm.v1.DeviceReport.VolumesEntry
 }
 var file_mdm_proto_depIdxs = []int32{
 	0,  // 0: braid.mdm.v1.MapDelta.devices:type_name -> braid.mdm.v1.Device
@@ -5863,100 +6106,103 @@ var file_mdm_proto_depIdxs = []int32{
 	2,  // 2: braid.mdm.v1.MapDelta.pgs:type_name -> braid.mdm.v1.PG
 	3,  // 3: braid.mdm.v1.MapDelta.volumes:type_name -> braid.mdm.v1.Volume
 	7,  // 4: braid.mdm.v1.RegisterServerRequest.devices:type_name -> braid.mdm.v1.DeviceReport
-	75, // 5: braid.mdm.v1.DeviceReport.volumes:type_name -> braid.mdm.v1.DeviceReport.VolumesEntry
+	78, // 5: braid.mdm.v1.DeviceReport.volumes:type_name -> braid.mdm.v1.DeviceReport.VolumesEntry
 	8,  // 6: braid.mdm.v1.DeviceReport.resync:type_name -> braid.mdm.v1.ResyncReport
 	9,  // 7: braid.mdm.v1.DeviceReport.scrub:type_name -> braid.mdm.v1.ScrubReport
 	7,  // 8: braid.mdm.v1.RenewServerRequest.devices:type_name -> braid.mdm.v1.DeviceReport
 	10, // 9: braid.mdm.v1.RenewServerResponse.scrubs:type_name -> braid.mdm.v1.ScrubOrder
-	3,  // 10: braid.mdm.v1.VolumeResponse.volume:type_name -> braid.mdm.v1.Volume
-	3,  // 11: braid.mdm.v1.ListVolumesResponse.volumes:type_name -> braid.mdm.v1.Volume
-	3,  // 12: braid.mdm.v1.AttachResponse.volume:type_name -> braid.mdm.v1.Volume
-	5,  // 13: braid.mdm.v1.AttachResponse.map:type_name -> braid.mdm.v1.MapDelta
-	25, // 14: braid.mdm.v1.AttachResponse.previous:type_name -> braid.mdm.v1.DeviceIncarnation
-	26, // 15: braid.mdm.v1.AttachResponse.broken:type_name -> braid.mdm.v1.BrokenCopy
-	30, // 16: braid.mdm.v1.RenewSessionRequest.sessions:type_name -> braid.mdm.v1.SessionState
-	25, // 17: braid.mdm.v1.ReadyGroup.sources:type_name -> braid.mdm.v1.DeviceIncarnation
-	37, // 18: braid.mdm.v1.ResyncReadyResponse.groups:type_name -> braid.mdm.v1.ReadyGroup
-	40, // 19: braid.mdm.v1.JoinInSyncRequest.groups:type_name -> braid.mdm.v1.JoinGroup
-	44, // 20: braid.mdm.v1.StatusResponse.exposures:type_name -> braid.mdm.v1.Exposure
-	45, // 21: braid.mdm.v1.StatusResponse.resyncs:type_name -> braid.mdm.v1.DeviceResync
-	59, // 22: braid.mdm.v1.StatusResponse.settings:type_name -> braid.mdm.v1.Settings
-	8,  // 23: braid.mdm.v1.DeviceResync.report:type_name -> braid.mdm.v1.ResyncReport
-	4,  // 24: braid.mdm.v1.ListServersResponse.servers:type_name -> braid.mdm.v1.Server
-	0,  // 25: braid.mdm.v1.ListDevicesResponse.devices:type_name -> braid.mdm.v1.Device
-	52, // 26: braid.mdm.v1.MovePlan.fill:type_name -> braid.mdm.v1.Fill
-	63, // 27: braid.mdm.v1.Autopilot.history:type_name -> braid.mdm.v1.Expansion
-	72, // 28: braid.mdm.v1.ScrubStatusResponse.devices:type_name -> braid.mdm.v1.DeviceScrub
-	9,  // 29: braid.mdm.v1.DeviceScrub.report:type_name -> braid.mdm.v1.ScrubReport
-	6,  // 30: braid.mdm.v1.Mdm.RegisterServer:input_type -> braid.mdm.v1.RegisterServerRequest
-	12, // 31: braid.mdm.v1.Mdm.RenewServer:input_type -> braid.mdm.v1.RenewServerRequest
-	14, // 32: braid.mdm.v1.Mdm.WatchMap:input_type -> braid.mdm.v1.WatchMapRequest
-	15, // 33: braid.mdm.v1.Mdm.CreateVolume:input_type -> braid.mdm.v1.CreateVolumeRequest
-	17, // 34: braid.mdm.v1.Mdm.ListVolumes:input_type -> braid.mdm.v1.ListVolumesRequest
-	19, // 35: braid.mdm.v1.Mdm.ResizeVolume:input_type -> braid.mdm.v1.ResizeVolumeRequest
-	20, // 36: braid.mdm.v1.Mdm.RenameVolume:input_type -> braid.mdm.v1.RenameVolumeRequest
-	21, // 37: braid.mdm.v1.Mdm.DeleteVolume:input_type -> braid.mdm.v1.DeleteVolumeRequest
-	23, // 38: braid.mdm.v1.Mdm.Attach:input_type -> braid.mdm.v1.AttachRequest
-	27, // 39: braid.mdm.v1.Mdm.Detach:input_type -> braid.mdm.v1.DetachRequest
-	29, // 40: braid.mdm.v1.Mdm.RenewSession:input_type -> braid.mdm.v1.RenewSessionRequest
-	32, // 41: braid.mdm.v1.Mdm.DropReplica:input_type -> braid.mdm.v1.DropReplicaRequest
-	34, // 42: braid.mdm.v1.Mdm.ReportDevice:input_type -> braid.mdm.v1.ReportDeviceRequest
-	36, // 43: braid.mdm.v1.Mdm.ResyncReady:input_type -> braid.mdm.v1.ResyncReadyRequest
-	39, // 44: braid.mdm.v1.Mdm.JoinInSync:input_type -> braid.mdm.v1.JoinInSyncRequest
-	42, // 45: braid.mdm.v1.Mdm.Status:input_type -> braid.mdm.v1.StatusRequest
-	46, // 46: braid.mdm.v1.Mdm.ListServers:input_type -> braid.mdm.v1.ListServersRequest
-	48, // 47: braid.mdm.v1.Mdm.ListDevices:input_type -> braid.mdm.v1.ListDevicesRequest
-	50, // 48: braid.mdm.v1.Mdm.RemoveDevice:input_type -> braid.mdm.v1.RemoveDeviceRequest
-	54, // 49: braid.mdm.v1.Mdm.PlanMoves:input_type -> braid.mdm.v1.PlanMovesRequest
-	55, // 50: braid.mdm.v1.Mdm.Evacuate:input_type -> braid.mdm.v1.EvacuateRequest
-	56, // 51: braid.mdm.v1.Mdm.Moves:input_type -> braid.mdm.v1.MovesRequest
-	58, // 52: braid.mdm.v1.Mdm.SetMoves:input_type -> braid.mdm.v1.SetMovesRequest
-	60, // 53: braid.mdm.v1.Mdm.GetSettings:input_type -> braid.mdm.v1.SettingsRequest
-	61, // 54: braid.mdm.v1.Mdm.SetSettings:input_type -> braid.mdm.v1.SetSettingsRequest
-	62, // 55: braid.mdm.v1.Mdm.SpareDevices:input_type -> braid.mdm.v1.SpareDevicesRequest
-	64, // 56: braid.mdm.v1.Mdm.GetAutopilot:input_type -> braid.mdm.v1.AutopilotRequest
-	66, // 57: braid.mdm.v1.Mdm.SetAutopilot:input_type -> braid.mdm.v1.SetAutopilotRequest
-	67, // 58: braid.mdm.v1.Mdm.Maintain:input_type -> braid.mdm.v1.MaintainRequest
-	69, // 59: braid.mdm.v1.Mdm.Scrub:input_type -> braid.mdm.v1.ScrubRequest
-	70, // 60: braid.mdm.v1.Mdm.ScrubStatus:input_type -> braid.mdm.v1.ScrubStatusRequest
-	74, // 61: braid.mdm.v1.Mdm.Events:input_type -> braid.mdm.v1.EventsRequest
-	11, // 62: braid.mdm.v1.Mdm.RegisterServer:output_type -> braid.mdm.v1.RegisterServerResponse
-	13, // 63: braid.mdm.v1.Mdm.RenewServer:output_type -> braid.mdm.v1.RenewServerResponse
-	5,  // 64: braid.mdm.v1.Mdm.WatchMap:output_type -> braid.mdm.v1.MapDelta
-	16, // 65: braid.mdm.v1.Mdm.CreateVolume:output_type -> braid.mdm.v1.VolumeResponse
-	18, // 66: braid.mdm.v1.Mdm.ListVolumes:output_type -> braid.mdm.v1.ListVolumesResponse
-	16, // 67: braid.mdm.v1.Mdm.ResizeVolume:output_type -> braid.mdm.v1.VolumeResponse
-	16, // 68: braid.mdm.v1.Mdm.RenameVolume:output_type -> braid.mdm.v1.VolumeResponse
-	22, // 69: braid.mdm.v1.Mdm.DeleteVolume:output_type -> braid.mdm.v1.DeleteVolumeResponse
-	24, // 70: braid.mdm.v1.Mdm.Attach:output_type -> braid.mdm.v1.AttachResponse
-	28, // 71: braid.mdm.v1.Mdm.Detach:output_type -> braid.mdm.v1.DetachResponse
-	31, // 72: braid.mdm.v1.Mdm.RenewSession:output_type -> braid.mdm.v1.RenewSessionResponse
-	33, // 73: braid.mdm.v1.Mdm.DropReplica:output_type -> braid.mdm.v1.DropReplicaResponse
-	35, // 74: braid.mdm.v1.Mdm.ReportDevice:output_type -> braid.mdm.v1.ReportDeviceResponse
-	38, // 75: braid.mdm.v1.Mdm.ResyncReady:output_type -> braid.mdm.v1.ResyncReadyResponse
-	41, // 76: braid.mdm.v1.Mdm.JoinInSync:output_type -> braid.mdm.v1.JoinInSyncResponse
-	43, // 77: braid.mdm.v1.Mdm.Status:output_type -> braid.mdm.v1.StatusResponse
-	47, // 78: braid.mdm.v1.Mdm.ListServers:output_type -> braid.mdm.v1.ListServersResponse
-	49, // 79: braid.mdm.v1.Mdm.ListDevices:output_type -> braid.mdm.v1.ListDevicesResponse
-	51, // 80: braid.mdm.v1.Mdm.RemoveDevice:output_type -> braid.mdm.v1.RemoveDeviceResponse
-	53, // 81: braid.mdm.v1.Mdm.PlanMoves:output_type -> braid.mdm.v1.MovePlan
-	53, // 82: braid.mdm.v1.Mdm.Evacuate:output_type -> braid.mdm.v1.MovePlan
-	57, // 83: braid.mdm.v1.Mdm.Moves:output_type -> braid.mdm.v1.MovesResponse
-	57, // 84: braid.mdm.v1.Mdm.SetMoves:output_type -> braid.mdm.v1.MovesResponse
-	59, // 85: braid.mdm.v1.Mdm.GetSettings:output_type -> braid.mdm.v1.Settings
-	59, // 86: braid.mdm.v1.Mdm.SetSettings:output_type -> braid.mdm.v1.Settings
-	53, // 87: braid.mdm.v1.Mdm.SpareDevices:output_type -> braid.mdm.v1.MovePlan
-	65, // 88: braid.mdm.v1.Mdm.GetAutopilot:output_type -> braid.mdm.v1.Autopilot
-	65, // 89: braid.mdm.v1.Mdm.SetAutopilot:output_type -> braid.mdm.v1.Autopilot
-	68, // 90: braid.mdm.v1.Mdm.Maintain:output_type -> braid.mdm.v1.MaintainResponse
-	71, // 91: braid.mdm.v1.Mdm.Scrub:output_type -> braid.mdm.v1.ScrubStatusResponse
-	71, // 92: braid.mdm.v1.Mdm.ScrubStatus:output_type -> braid.mdm.v1.ScrubStatusResponse
-	73, // 93: braid.mdm.v1.Mdm.Events:output_type -> braid.mdm.v1.Event
-	62, // [62:94] is the sub-list for method output_type
-	30, // [30:62] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	62, // 10: braid.mdm.v1.RenewServerResponse.drill:type_name -> braid.mdm.v1.DrillOrder
+	3,  // 11: braid.mdm.v1.VolumeResponse.volume:type_name -> braid.mdm.v1.Volume
+	3,  // 12: braid.mdm.v1.ListVolumesResponse.volumes:type_name -> braid.mdm.v1.Volume
+	3,  // 13: braid.mdm.v1.AttachResponse.volume:type_name -> braid.mdm.v1.Volume
+	5,  // 14: braid.mdm.v1.AttachResponse.map:type_name -> braid.mdm.v1.MapDelta
+	25, // 15: braid.mdm.v1.AttachResponse.previous:type_name -> braid.mdm.v1.DeviceIncarnation
+	26, // 16: braid.mdm.v1.AttachResponse.broken:type_name -> braid.mdm.v1.BrokenCopy
+	30, // 17: braid.mdm.v1.RenewSessionRequest.sessions:type_name -> braid.mdm.v1.SessionState
+	25, // 18: braid.mdm.v1.ReadyGroup.sources:type_name -> braid.mdm.v1.DeviceIncarnation
+	37, // 19: braid.mdm.v1.ResyncReadyResponse.groups:type_name -> braid.mdm.v1.ReadyGroup
+	40, // 20: braid.mdm.v1.JoinInSyncRequest.groups:type_name -> braid.mdm.v1.JoinGroup
+	44, // 21: braid.mdm.v1.StatusResponse.exposures:type_name -> braid.mdm.v1.Exposure
+	45, // 22: braid.mdm.v1.StatusResponse.resyncs:type_name -> braid.mdm.v1.DeviceResync
+	59, // 23: braid.mdm.v1.StatusResponse.settings:type_name -> braid.mdm.v1.Settings
+	8,  // 24: braid.mdm.v1.DeviceResync.report:type_name -> braid.mdm.v1.ResyncReport
+	4,  // 25: braid.mdm.v1.ListServersResponse.servers:type_name -> braid.mdm.v1.Server
+	0,  // 26: braid.mdm.v1.ListDevicesResponse.devices:type_name -> braid.mdm.v1.Device
+	52, // 27: braid.mdm.v1.MovePlan.fill:type_name -> braid.mdm.v1.Fill
+	66, // 28: braid.mdm.v1.Autopilot.history:type_name -> braid.mdm.v1.Expansion
+	75, // 29: braid.mdm.v1.ScrubStatusResponse.devices:type_name -> braid.mdm.v1.DeviceScrub
+	9,  // 30: braid.mdm.v1.DeviceScrub.report:type_name -> braid.mdm.v1.ScrubReport
+	6,  // 31: braid.mdm.v1.Mdm.RegisterServer:input_type -> braid.mdm.v1.RegisterServerRequest
+	12, // 32: braid.mdm.v1.Mdm.RenewServer:input_type -> braid.mdm.v1.RenewServerRequest
+	14, // 33: braid.mdm.v1.Mdm.WatchMap:input_type -> braid.mdm.v1.WatchMapRequest
+	15, // 34: braid.mdm.v1.Mdm.CreateVolume:input_type -> braid.mdm.v1.CreateVolumeRequest
+	17, // 35: braid.mdm.v1.Mdm.ListVolumes:input_type -> braid.mdm.v1.ListVolumesRequest
+	19, // 36: braid.mdm.v1.Mdm.ResizeVolume:input_type -> braid.mdm.v1.ResizeVolumeRequest
+	20, // 37: braid.mdm.v1.Mdm.RenameVolume:input_type -> braid.mdm.v1.RenameVolumeRequest
+	21, // 38: braid.mdm.v1.Mdm.DeleteVolume:input_type -> braid.mdm.v1.DeleteVolumeRequest
+	23, // 39: braid.mdm.v1.Mdm.Attach:input_type -> braid.mdm.v1.AttachRequest
+	27, // 40: braid.mdm.v1.Mdm.Detach:input_type -> braid.mdm.v1.DetachRequest
+	29, // 41: braid.mdm.v1.Mdm.RenewSession:input_type -> braid.mdm.v1.RenewSessionRequest
+	32, // 42: braid.mdm.v1.Mdm.DropReplica:input_type -> braid.mdm.v1.DropReplicaRequest
+	34, // 43: braid.mdm.v1.Mdm.ReportDevice:input_type -> braid.mdm.v1.ReportDeviceRequest
+	36, // 44: braid.mdm.v1.Mdm.ResyncReady:input_type -> braid.mdm.v1.ResyncReadyRequest
+	39, // 45: braid.mdm.v1.Mdm.JoinInSync:input_type -> braid.mdm.v1.JoinInSyncRequest
+	42, // 46: braid.mdm.v1.Mdm.Status:input_type -> braid.mdm.v1.StatusRequest
+	46, // 47: braid.mdm.v1.Mdm.ListServers:input_type -> braid.mdm.v1.ListServersRequest
+	48, // 48: braid.mdm.v1.Mdm.ListDevices:input_type -> braid.mdm.v1.ListDevicesRequest
+	50, // 49: braid.mdm.v1.Mdm.RemoveDevice:input_type -> braid.mdm.v1.RemoveDeviceRequest
+	54, // 50: braid.mdm.v1.Mdm.PlanMoves:input_type -> braid.mdm.v1.PlanMovesRequest
+	55, // 51: braid.mdm.v1.Mdm.Evacuate:input_type -> braid.mdm.v1.EvacuateRequest
+	56, // 52: braid.mdm.v1.Mdm.Moves:input_type -> braid.mdm.v1.MovesRequest
+	58, // 53: braid.mdm.v1.Mdm.SetMoves:input_type -> braid.mdm.v1.SetMovesRequest
+	60, // 54: braid.mdm.v1.Mdm.GetSettings:input_type -> braid.mdm.v1.SettingsRequest
+	61, // 55: braid.mdm.v1.Mdm.SetSettings:input_type -> braid.mdm.v1.SetSettingsRequest
+	63, // 56: braid.mdm.v1.Mdm.Drill:input_type -> braid.mdm.v1.DrillRequest
+	65, // 57: braid.mdm.v1.Mdm.SpareDevices:input_type -> braid.mdm.v1.SpareDevicesRequest
+	67, // 58: braid.mdm.v1.Mdm.GetAutopilot:input_type -> braid.mdm.v1.AutopilotRequest
+	69, // 59: braid.mdm.v1.Mdm.SetAutopilot:input_type -> braid.mdm.v1.SetAutopilotRequest
+	70, // 60: braid.mdm.v1.Mdm.Maintain:input_type -> braid.mdm.v1.MaintainRequest
+	72, // 61: braid.mdm.v1.Mdm.Scrub:input_type -> braid.mdm.v1.ScrubRequest
+	73, // 62: braid.mdm.v1.Mdm.ScrubStatus:input_type -> braid.mdm.v1.ScrubStatusRequest
+	77, // 63: braid.mdm.v1.Mdm.Events:input_type -> braid.mdm.v1.EventsRequest
+	11, // 64: braid.mdm.v1.Mdm.RegisterServer:output_type -> braid.mdm.v1.RegisterServerResponse
+	13, // 65: braid.mdm.v1.Mdm.RenewServer:output_type -> braid.mdm.v1.RenewServerResponse
+	5,  // 66: braid.mdm.v1.Mdm.WatchMap:output_type -> braid.mdm.v1.MapDelta
+	16, // 67: braid.mdm.v1.Mdm.CreateVolume:output_type -> braid.mdm.v1.VolumeResponse
+	18, // 68: braid.mdm.v1.Mdm.ListVolumes:output_type -> braid.mdm.v1.ListVolumesResponse
+	16, // 69: braid.mdm.v1.Mdm.ResizeVolume:output_type -> braid.mdm.v1.VolumeResponse
+	16, // 70: braid.mdm.v1.Mdm.RenameVolume:output_type -> braid.mdm.v1.VolumeResponse
+	22, // 71: braid.mdm.v1.Mdm.DeleteVolume:output_type -> braid.mdm.v1.DeleteVolumeResponse
+	24, // 72: braid.mdm.v1.Mdm.Attach:output_type -> braid.mdm.v1.AttachResponse
+	28, // 73: braid.mdm.v1.Mdm.Detach:output_type -> braid.mdm.v1.DetachResponse
+	31, // 74: braid.mdm.v1.Mdm.RenewSession:output_type -> braid.mdm.v1.RenewSessionResponse
+	33, // 75: braid.mdm.v1.Mdm.DropReplica:output_type -> braid.mdm.v1.DropReplicaResponse
+	35, // 76: braid.mdm.v1.Mdm.ReportDevice:output_type -> braid.mdm.v1.ReportDeviceResponse
+	38, // 77: braid.mdm.v1.Mdm.ResyncReady:output_type -> braid.mdm.v1.ResyncReadyResponse
+	41, // 78: braid.mdm.v1.Mdm.JoinInSync:output_type -> braid.mdm.v1.JoinInSyncResponse
+	43, // 79: braid.mdm.v1.Mdm.Status:output_type -> braid.mdm.v1.StatusResponse
+	47, // 80: braid.mdm.v1.Mdm.ListServers:output_type -> braid.mdm.v1.ListServersResponse
+	49, // 81: braid.mdm.v1.Mdm.ListDevices:output_type -> braid.mdm.v1.ListDevicesResponse
+	51, // 82: braid.mdm.v1.Mdm.RemoveDevice:output_type -> braid.mdm.v1.RemoveDeviceResponse
+	53, // 83: braid.mdm.v1.Mdm.PlanMoves:output_type -> braid.mdm.v1.MovePlan
+	53, // 84: braid.mdm.v1.Mdm.Evacuate:output_type -> braid.mdm.v1.MovePlan
+	57, // 85: braid.mdm.v1.Mdm.Moves:output_type -> braid.mdm.v1.MovesResponse
+	57, // 86: braid.mdm.v1.Mdm.SetMoves:output_type -> braid.mdm.v1.MovesResponse
+	59, // 87: braid.mdm.v1.Mdm.GetSettings:output_type -> braid.mdm.v1.Settings
+	59, // 88: braid.mdm.v1.Mdm.SetSettings:output_type -> braid.mdm.v1.Settings
+	64, // 89: braid.mdm.v1.Mdm.Drill:output_type -> braid.mdm.v1.DrillResponse
+	53, // 90: braid.mdm.v1.Mdm.SpareDevices:output_type -> braid.mdm.v1.MovePlan
+	68, // 91: braid.mdm.v1.Mdm.GetAutopilot:output_type -> braid.mdm.v1.Autopilot
+	68, // 92: braid.mdm.v1.Mdm.SetAutopilot:output_type -> braid.mdm.v1.Autopilot
+	71, // 93: braid.mdm.v1.Mdm.Maintain:output_type -> braid.mdm.v1.MaintainResponse
+	74, // 94: braid.mdm.v1.Mdm.Scrub:output_type -> braid.mdm.v1.ScrubStatusResponse
+	74, // 95: braid.mdm.v1.Mdm.ScrubStatus:output_type -> braid.mdm.v1.ScrubStatusResponse
+	76, // 96: braid.mdm.v1.Mdm.Events:output_type -> braid.mdm.v1.Event
+	64, // [64:97] is the sub-list for method output_type
+	31, // [31:64] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_mdm_proto_init() }
@@ -5966,14 +6212,14 @@ func file_mdm_proto_init() {
 	}
 	file_mdm_proto_msgTypes[58].OneofWrappers = []any{}
 	file_mdm_proto_msgTypes[61].OneofWrappers = []any{}
-	file_mdm_proto_msgTypes[66].OneofWrappers = []any{}
+	file_mdm_proto_msgTypes[69].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mdm_proto_rawDesc), len(file_mdm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   76,
+			NumMessages:   79,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -85,6 +85,7 @@ type Server struct {
 	// are and catch up ("short"), or move elsewhere until it ends ("protected").
 	// Empty: no.
 	Maintenance string `json:"maintenance,omitempty"`
+	Drills      bool   `json:"drills,omitempty"` // it takes part in drills
 }
 
 // Device is a disk. Address, fault set and whether it is up follow from its

@@ -20,6 +20,7 @@ type ServerReport struct {
 	Cluster  cluster.UUID
 	Devices  []DeviceReport
 	Spare    bool // devices that join now take no copies yet
+	Drills   bool // it takes part in drills
 }
 
 // DeviceReport is what it says of a device.
@@ -74,7 +75,7 @@ func (s *State) Register(r ServerReport, lease uint64, now time.Time) (*Tx, Regi
 	}
 	known := s.servers[r.Name]
 	server := Server{Name: r.Name, Addr: r.Addr, FaultSet: faultSet(r),
-		Version: r.Version, LeaseID: lease, Up: true, Since: tx.now}
+		Version: r.Version, LeaseID: lease, Up: true, Since: tx.now, Drills: r.Drills}
 	if known != nil {
 		server.Maintenance = known.Maintenance
 	}

@@ -43,6 +43,7 @@ type Cluster struct {
 	volumes         int
 	alSlots         int
 	waits           bool
+	drills          bool
 }
 
 // Node is one data server.
@@ -52,8 +53,10 @@ type Node struct {
 	Disk []*Disk
 	// Spare: its devices join as spares.
 	Spare bool
-	srv   *server.Server // nil: it does not run
-	c     *Cluster
+	// Died gets something when a drill has killed it; Kill then shall follow.
+	Died chan struct{}
+	srv  *server.Server // nil: it does not run
+	c    *Cluster
 }
 
 // Options shape a cluster.
@@ -65,6 +68,7 @@ type Options struct {
 	Consumers []buf.Consumer // of the pool, for requests
 	ALSlots   int
 	Waits     bool // groups wait for copies that are away: mdm takes none out
+	Drills    bool // they are allowed
 }
 
 // Start makes a cluster that ends with the test.
@@ -80,7 +84,7 @@ func Start(t testing.TB, o Options) *Cluster {
 		o.DiskSize = 256 << 20
 	}
 	c := &Cluster{T: t, mdmDir: t.TempDir(), mdmAddr: "127.0.0.1:0",
-		rng: rand.New(rand.NewPCG(1, 2)), alSlots: o.ALSlots, waits: o.Waits}
+		rng: rand.New(rand.NewPCG(1, 2)), alSlots: o.ALSlots, waits: o.Waits, drills: o.Drills}
 	c.StartMdm()
 	t.Cleanup(func() { _ = c.Mdm.Close() })
 	var err error
@@ -116,7 +120,7 @@ func (c *Cluster) AddSpare(devices int, size int64) *Node {
 func (c *Cluster) addNode(n *Node, devices int, size int64) *Node {
 	c.T.Helper()
 	n.Name = fmt.Sprintf("sds%d", len(c.Node)+1)
-	n.Addr, n.c = "127.0.0.1:0", c
+	n.Addr, n.c, n.Died = "127.0.0.1:0", c, make(chan struct{}, 1)
 	for range devices {
 		d := NewDisk(size)
 		var id cluster.UUID
@@ -156,7 +160,7 @@ func (c *Cluster) StartMdm() {
 	defer cancel()
 	m, err := mdm.Start(ctx, mdm.Config{DataDir: c.mdmDir, Listen: c.mdmAddr, Name: "mdm1",
 		ServerLease: 2 * time.Second, SessionLease: 3 * time.Second,
-		AutoEvict: !c.waits, Probe: transport.Probe, Restore: c.restore,
+		AutoEvict: !c.waits, Probe: transport.Probe, Restore: c.restore, AllowDrills: c.drills,
 		Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		c.T.Fatal(err)
@@ -214,8 +218,8 @@ func (n *Node) Start() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.srv, err = server.Start(server.Config{Name: n.Name, Spare: n.Spare, Store: store.Config{ALSlots: n.c.alSlots}},
-		ln, disks, api)
+	n.srv, err = server.Start(server.Config{Name: n.Name, Spare: n.Spare, Store: store.Config{ALSlots: n.c.alSlots},
+		Drills: n.c.drills, Die: func() { n.Died <- struct{}{} }}, ln, disks, api)
 	if err != nil {
 		t.Fatalf("start %s: %v", n.Name, err)
 	}

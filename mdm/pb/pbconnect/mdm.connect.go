@@ -88,6 +88,8 @@ const (
 	MdmGetSettingsProcedure = "/braid.mdm.v1.Mdm/GetSettings"
 	// MdmSetSettingsProcedure is the fully-qualified name of the Mdm's SetSettings RPC.
 	MdmSetSettingsProcedure = "/braid.mdm.v1.Mdm/SetSettings"
+	// MdmDrillProcedure is the fully-qualified name of the Mdm's Drill RPC.
+	MdmDrillProcedure = "/braid.mdm.v1.Mdm/Drill"
 	// MdmSpareDevicesProcedure is the fully-qualified name of the Mdm's SpareDevices RPC.
 	MdmSpareDevicesProcedure = "/braid.mdm.v1.Mdm/SpareDevices"
 	// MdmGetAutopilotProcedure is the fully-qualified name of the Mdm's GetAutopilot RPC.
@@ -131,6 +133,7 @@ type MdmClient interface {
 	SetMoves(context.Context, *connect.Request[pb.SetMovesRequest]) (*connect.Response[pb.MovesResponse], error)
 	GetSettings(context.Context, *connect.Request[pb.SettingsRequest]) (*connect.Response[pb.Settings], error)
 	SetSettings(context.Context, *connect.Request[pb.SetSettingsRequest]) (*connect.Response[pb.Settings], error)
+	Drill(context.Context, *connect.Request[pb.DrillRequest]) (*connect.Response[pb.DrillResponse], error)
 	SpareDevices(context.Context, *connect.Request[pb.SpareDevicesRequest]) (*connect.Response[pb.MovePlan], error)
 	GetAutopilot(context.Context, *connect.Request[pb.AutopilotRequest]) (*connect.Response[pb.Autopilot], error)
 	SetAutopilot(context.Context, *connect.Request[pb.SetAutopilotRequest]) (*connect.Response[pb.Autopilot], error)
@@ -301,6 +304,12 @@ func NewMdmClient(httpClient connect.HTTPClient, baseURL string, opts ...connect
 			connect.WithSchema(mdmMethods.ByName("SetSettings")),
 			connect.WithClientOptions(opts...),
 		),
+		drill: connect.NewClient[pb.DrillRequest, pb.DrillResponse](
+			httpClient,
+			baseURL+MdmDrillProcedure,
+			connect.WithSchema(mdmMethods.ByName("Drill")),
+			connect.WithClientOptions(opts...),
+		),
 		spareDevices: connect.NewClient[pb.SpareDevicesRequest, pb.MovePlan](
 			httpClient,
 			baseURL+MdmSpareDevicesProcedure,
@@ -373,6 +382,7 @@ type mdmClient struct {
 	setMoves       *connect.Client[pb.SetMovesRequest, pb.MovesResponse]
 	getSettings    *connect.Client[pb.SettingsRequest, pb.Settings]
 	setSettings    *connect.Client[pb.SetSettingsRequest, pb.Settings]
+	drill          *connect.Client[pb.DrillRequest, pb.DrillResponse]
 	spareDevices   *connect.Client[pb.SpareDevicesRequest, pb.MovePlan]
 	getAutopilot   *connect.Client[pb.AutopilotRequest, pb.Autopilot]
 	setAutopilot   *connect.Client[pb.SetAutopilotRequest, pb.Autopilot]
@@ -507,6 +517,11 @@ func (c *mdmClient) SetSettings(ctx context.Context, req *connect.Request[pb.Set
 	return c.setSettings.CallUnary(ctx, req)
 }
 
+// Drill calls braid.mdm.v1.Mdm.Drill.
+func (c *mdmClient) Drill(ctx context.Context, req *connect.Request[pb.DrillRequest]) (*connect.Response[pb.DrillResponse], error) {
+	return c.drill.CallUnary(ctx, req)
+}
+
 // SpareDevices calls braid.mdm.v1.Mdm.SpareDevices.
 func (c *mdmClient) SpareDevices(ctx context.Context, req *connect.Request[pb.SpareDevicesRequest]) (*connect.Response[pb.MovePlan], error) {
 	return c.spareDevices.CallUnary(ctx, req)
@@ -569,6 +584,7 @@ type MdmHandler interface {
 	SetMoves(context.Context, *connect.Request[pb.SetMovesRequest]) (*connect.Response[pb.MovesResponse], error)
 	GetSettings(context.Context, *connect.Request[pb.SettingsRequest]) (*connect.Response[pb.Settings], error)
 	SetSettings(context.Context, *connect.Request[pb.SetSettingsRequest]) (*connect.Response[pb.Settings], error)
+	Drill(context.Context, *connect.Request[pb.DrillRequest]) (*connect.Response[pb.DrillResponse], error)
 	SpareDevices(context.Context, *connect.Request[pb.SpareDevicesRequest]) (*connect.Response[pb.MovePlan], error)
 	GetAutopilot(context.Context, *connect.Request[pb.AutopilotRequest]) (*connect.Response[pb.Autopilot], error)
 	SetAutopilot(context.Context, *connect.Request[pb.SetAutopilotRequest]) (*connect.Response[pb.Autopilot], error)
@@ -735,6 +751,12 @@ func NewMdmHandler(svc MdmHandler, opts ...connect.HandlerOption) (string, http.
 		connect.WithSchema(mdmMethods.ByName("SetSettings")),
 		connect.WithHandlerOptions(opts...),
 	)
+	mdmDrillHandler := connect.NewUnaryHandler(
+		MdmDrillProcedure,
+		svc.Drill,
+		connect.WithSchema(mdmMethods.ByName("Drill")),
+		connect.WithHandlerOptions(opts...),
+	)
 	mdmSpareDevicesHandler := connect.NewUnaryHandler(
 		MdmSpareDevicesProcedure,
 		svc.SpareDevices,
@@ -829,6 +851,8 @@ func NewMdmHandler(svc MdmHandler, opts ...connect.HandlerOption) (string, http.
 			mdmGetSettingsHandler.ServeHTTP(w, r)
 		case MdmSetSettingsProcedure:
 			mdmSetSettingsHandler.ServeHTTP(w, r)
+		case MdmDrillProcedure:
+			mdmDrillHandler.ServeHTTP(w, r)
 		case MdmSpareDevicesProcedure:
 			mdmSpareDevicesHandler.ServeHTTP(w, r)
 		case MdmGetAutopilotProcedure:
@@ -950,6 +974,10 @@ func (UnimplementedMdmHandler) GetSettings(context.Context, *connect.Request[pb.
 
 func (UnimplementedMdmHandler) SetSettings(context.Context, *connect.Request[pb.SetSettingsRequest]) (*connect.Response[pb.Settings], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.SetSettings is not implemented"))
+}
+
+func (UnimplementedMdmHandler) Drill(context.Context, *connect.Request[pb.DrillRequest]) (*connect.Response[pb.DrillResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("braid.mdm.v1.Mdm.Drill is not implemented"))
 }
 
 func (UnimplementedMdmHandler) SpareDevices(context.Context, *connect.Request[pb.SpareDevicesRequest]) (*connect.Response[pb.MovePlan], error) {
