@@ -51,8 +51,6 @@ type Node struct {
 	Name string
 	Addr string
 	Disk []*Disk
-	// Spare: its devices join as spares.
-	Spare bool
 	// Died gets something when a drill has killed it; Kill then shall follow.
 	Died chan struct{}
 	srv  *server.Server // nil: it does not run
@@ -108,17 +106,7 @@ func Start(t testing.TB, o Options) *Cluster {
 // AddNode starts one more server, with empty disks.
 func (c *Cluster) AddNode(devices int, size int64) *Node {
 	c.T.Helper()
-	return c.addNode(&Node{}, devices, size)
-}
-
-// AddSpare does, too, and its disks are spare.
-func (c *Cluster) AddSpare(devices int, size int64) *Node {
-	c.T.Helper()
-	return c.addNode(&Node{Spare: true}, devices, size)
-}
-
-func (c *Cluster) addNode(n *Node, devices int, size int64) *Node {
-	c.T.Helper()
+	n := &Node{}
 	n.Name = fmt.Sprintf("sds%d", len(c.Node)+1)
 	n.Addr, n.c, n.Died = "127.0.0.1:0", c, make(chan struct{}, 1)
 	for range devices {
@@ -218,7 +206,7 @@ func (n *Node) Start() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.srv, err = server.Start(server.Config{Name: n.Name, Spare: n.Spare, Store: store.Config{ALSlots: n.c.alSlots},
+	n.srv, err = server.Start(server.Config{Name: n.Name, Store: store.Config{ALSlots: n.c.alSlots},
 		Drills: n.c.drills, Die: func() { n.Died <- struct{}{} }}, ln, disks, api)
 	if err != nil {
 		t.Fatalf("start %s: %v", n.Name, err)

@@ -27,8 +27,8 @@ func roomless(v *stripe.Volume) bool {
 // one do not wait, but fail.
 func TestFullClusterGrows(t *testing.T) {
 	t.Parallel()
-	const piece, size = 1 << 20, 96 << 20
-	c := Start(t, Options{DiskSize: 96 << 20})
+	const piece, size = 1 << 20, 64 << 20
+	c := Start(t, Options{DiskSize: 64 << 20})
 	first := c.MustAttach(c.CreateVolume(&pb.CreateVolumeRequest{Size: size, Replicas: 2}))
 	second := c.MustAttach(c.CreateVolume(&pb.CreateVolumeRequest{Size: size, Replicas: 2}))
 	content := func(seed int) []byte { return bytes.Repeat(random(4096, uint64(seed)), piece/4096) }
@@ -80,7 +80,7 @@ func TestFullClusterGrows(t *testing.T) {
 	if !roomless(second) {
 		t.Error("no write waits for space any more")
 	}
-	c.AddNode(1, 384<<20)
+	c.AddNode(1, 256<<20)
 	c.AwaitDevices(4)
 	for i, call := range waiting {
 		if err := call.Wait(Patience); err != nil {
