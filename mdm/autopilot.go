@@ -167,7 +167,7 @@ func (a *api) SpareDevices(ctx context.Context, r *connect.Request[pb.SpareDevic
 	if l := a.m.leads(); l != nil && !r.Msg.DryRun {
 		l.tendNow(decided(ctx))
 	}
-	return connect.NewResponse(toPlan(plan)), nil
+	return connect.NewResponse(a.toPlan(plan)), nil
 }
 
 // GetAutopilot tells what is set, what it did and what it does.

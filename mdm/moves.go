@@ -75,15 +75,26 @@ func (m *mover) why() string {
 	return m.refused
 }
 
-func toPlan(p state.MovePlan) *pb.MovePlan {
+// toPlan translates a plan, and says how long it takes.
+func (a *api) toPlan(p state.MovePlan) *pb.MovePlan {
 	out := &pb.MovePlan{Groups: uint32(len(p.Moves)), Copies: uint32(p.Copies), Least: uint32(p.Least),
-		Rebuilt: uint32(p.Rebuilt), Bytes: p.Bytes, Warnings: p.Warnings}
+		Rebuilt: uint32(p.Rebuilt), Bytes: p.Bytes, Warnings: p.Warnings,
+		Rate: assumedRate}
+	a.m.store.read(func(st *state.State) {
+		if bound := st.Settings().ResyncRate; bound > 0 {
+			out.Rate = min(out.Rate, bound)
+		}
+	})
 	for _, f := range p.Fill {
 		out.Fill = append(out.Fill, &pb.Fill{Device: uint32(f.Device), Name: f.Name, Size: f.Size, Used: f.Used,
-			After: f.After})
+			After: f.After, Comes: f.Comes, Goes: f.Goes})
+		out.Seconds = max(out.Seconds, (f.Comes+out.Rate-1)/out.Rate)
 	}
 	return out
 }
+
+// assumedRate is how many bytes a second a device is assumed to take, for plans.
+const assumedRate = 64 << 20
 
 func toDevices(ids []uint32) []cluster.DeviceID {
 	out := make([]cluster.DeviceID, len(ids))
@@ -109,7 +120,7 @@ func (a *api) PlanMoves(ctx context.Context, r *connect.Request[pb.PlanMovesRequ
 	if err != nil {
 		return nil, a.coded(ctx, err)
 	}
-	return connect.NewResponse(toPlan(plan)), nil
+	return connect.NewResponse(a.toPlan(plan)), nil
 }
 
 // Evacuate empties devices, which are then removed, or takes that back.
@@ -133,7 +144,7 @@ func (a *api) Evacuate(ctx context.Context, r *connect.Request[pb.EvacuateReques
 	if l := a.m.leads(); l != nil && !r.Msg.DryRun {
 		l.tendNow(decided(ctx))
 	}
-	return connect.NewResponse(toPlan(plan)), nil
+	return connect.NewResponse(a.toPlan(plan)), nil
 }
 
 // Moves tells what is still to move.

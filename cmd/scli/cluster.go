@@ -122,15 +122,17 @@ func (a *app) showSettings(m *pb.Settings) error {
 	}
 	unset := func(rate uint64, text string) string {
 		if rate == 0 {
-			return "none  " + text
+			return fmt.Sprintf("%-5s %s", "none", text)
 		}
-		return size(rate) + "  bytes per second and device at most"
+		return fmt.Sprintf("%-5s bytes per second and device at most", size(rate))
 	}
 	printPairs(a.out, [][2]string{
-		{"scrub-every", often(s.ScrubEveryMS) + "  how often all that a device holds is read and compared"},
+		{"scrub-every", fmt.Sprintf("%-5s how often all that a device holds is read and compared",
+			often(s.ScrubEveryMS))},
 		{"scrub-rate", unset(s.ScrubRate, "a scrub reads 64M a second, a quarter while clients are served")},
 		{"resync-rate", unset(s.ResyncRate, "resyncs go as fast as clients' latency allows")},
-		{"reserve", fmt.Sprintf("%d%%  of each device that clients' writes leave to copies", s.Reserve)},
+		{"reserve", fmt.Sprintf("%-5s of each device that clients' writes leave to copies",
+			fmt.Sprintf("%d%%", s.Reserve))},
 	})
 	return nil
 }
@@ -164,7 +166,7 @@ func (a *app) clusterCommand() *cobra.Command {
                 allows. A device that is far behind is long without redundancy
   reserve       percent of each device, 0 to 50, that clients' writes leave free. Copies
                 that are made anew, or move, may take it: a full cluster can still mend
-                itself. Where writes find no room, they fail with ENOSPC`,
+                itself. Writes that find no room wait (sdc attach --on-full)`,
 		Example: `  scli cluster set scrub-every=7d scrub-rate=100M
   scli cluster set resync-rate=50M
   scli cluster set resync-rate=none

@@ -28,6 +28,8 @@ type movePlan struct {
 	Bytes    uint64   `json:"bytes"`
 	Devices  []fill   `json:"devices"`
 	Warnings []string `json:"warnings"`
+	Rate     uint64   `json:"assumed_rate"` // bytes per second that a device takes
+	Seconds  uint64   `json:"seconds"`      // that it takes then
 }
 
 type fill struct {
@@ -36,6 +38,8 @@ type fill struct {
 	Size   uint64 `json:"size"`
 	Used   uint64 `json:"used"`
 	After  uint64 `json:"after"`
+	Comes  uint64 `json:"comes"`
+	Goes   uint64 `json:"goes"`
 }
 
 // moves is what -o json prints of what is moving.
@@ -53,9 +57,10 @@ type moves struct {
 
 func toMovePlan(p *pb.MovePlan) movePlan {
 	out := movePlan{Groups: p.Groups, Copies: p.Copies, Least: p.Least, Rebuilt: p.Rebuilt, Bytes: p.Bytes,
-		Devices: []fill{}, Warnings: append([]string{}, p.Warnings...)}
+		Devices: []fill{}, Warnings: append([]string{}, p.Warnings...),
+		Rate: p.Rate, Seconds: p.Seconds}
 	for _, f := range p.Fill {
-		out.Devices = append(out.Devices, fill{f.Device, f.Name, f.Size, f.Used, f.After})
+		out.Devices = append(out.Devices, fill{f.Device, f.Name, f.Size, f.Used, f.After, f.Comes, f.Goes})
 	}
 	return out
 }
@@ -86,14 +91,19 @@ func (a *app) showPlan(p movePlan) {
 		} else {
 			fmt.Fprintln(a.out, "redundancy stays as it is: a copy leaves when its successor is in sync")
 		}
+		if p.Seconds > 0 {
+			fmt.Fprintf(a.out, "about %v if a device takes %s a second; longer where clients would notice\n",
+				time.Duration(p.Seconds)*time.Second, size(p.Rate))
+		}
 	}
 	rows := [][]string{}
 	for _, f := range p.Devices {
 		rows = append(rows, []string{fmt.Sprint(f.Device), f.Name, size(f.Size), size(f.Used),
-			percent(f.Used, f.Size), size(f.After), percent(f.After, f.Size)})
+			percent(f.Used, f.Size), size(f.Comes), size(f.Goes), size(f.After), percent(f.After, f.Size)})
 	}
 	if len(rows) > 0 {
-		printTable(a.out, []string{">DEVICE", "PATH", ">SIZE", ">USED NOW", ">", ">AFTER", ">"}, rows)
+		printTable(a.out, []string{">DEVICE", "PATH", ">SIZE", ">USED NOW", ">", ">COMES", ">GOES", ">AFTER", ">"},
+			rows)
 	}
 	for _, w := range p.Warnings {
 		fmt.Fprintln(a.warn, "warning:", w)

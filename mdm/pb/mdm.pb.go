@@ -3790,6 +3790,8 @@ type Fill struct {
 	Size          uint64                 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"` // bytes, as the others
 	Used          uint64                 `protobuf:"varint,4,opt,name=used,proto3" json:"used,omitempty"`
 	After         uint64                 `protobuf:"varint,5,opt,name=after,proto3" json:"after,omitempty"` // when the plan is done
+	Comes         uint64                 `protobuf:"varint,6,opt,name=comes,proto3" json:"comes,omitempty"` // is copied to it
+	Goes          uint64                 `protobuf:"varint,7,opt,name=goes,proto3" json:"goes,omitempty"`   // leaves it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3859,6 +3861,20 @@ func (x *Fill) GetAfter() uint64 {
 	return 0
 }
 
+func (x *Fill) GetComes() uint64 {
+	if x != nil {
+		return x.Comes
+	}
+	return 0
+}
+
+func (x *Fill) GetGoes() uint64 {
+	if x != nil {
+		return x.Goes
+	}
+	return 0
+}
+
 type MovePlan struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Groups        uint32                 `protobuf:"varint,1,opt,name=groups,proto3" json:"groups,omitempty"`   // that get other devices
@@ -3868,6 +3884,8 @@ type MovePlan struct {
 	Bytes         uint64                 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`     // to be copied, estimated
 	Fill          []*Fill                `protobuf:"bytes,6,rep,name=fill,proto3" json:"fill,omitempty"`
 	Warnings      []string               `protobuf:"bytes,7,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Rate          uint64                 `protobuf:"varint,8,opt,name=rate,proto3" json:"rate,omitempty"`       // bytes per second that a device is assumed to take
+	Seconds       uint64                 `protobuf:"varint,9,opt,name=seconds,proto3" json:"seconds,omitempty"` // that the plan then takes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3949,6 +3967,20 @@ func (x *MovePlan) GetWarnings() []string {
 		return x.Warnings
 	}
 	return nil
+}
+
+func (x *MovePlan) GetRate() uint64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *MovePlan) GetSeconds() uint64 {
+	if x != nil {
+		return x.Seconds
+	}
+	return 0
 }
 
 type PlanMovesRequest struct {
@@ -5823,13 +5855,15 @@ const file_mdm_proto_rawDesc = "" +
 	"\x13RemoveDeviceRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"\x16\n" +
-	"\x14RemoveDeviceResponse\"p\n" +
+	"\x14RemoveDeviceResponse\"\x9a\x01\n" +
 	"\x04Fill\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\rR\x06device\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
 	"\x04size\x18\x03 \x01(\x04R\x04size\x12\x12\n" +
 	"\x04used\x18\x04 \x01(\x04R\x04used\x12\x14\n" +
-	"\x05after\x18\x05 \x01(\x04R\x05after\"\xc4\x01\n" +
+	"\x05after\x18\x05 \x01(\x04R\x05after\x12\x14\n" +
+	"\x05comes\x18\x06 \x01(\x04R\x05comes\x12\x12\n" +
+	"\x04goes\x18\a \x01(\x04R\x04goes\"\xf2\x01\n" +
 	"\bMovePlan\x12\x16\n" +
 	"\x06groups\x18\x01 \x01(\rR\x06groups\x12\x16\n" +
 	"\x06copies\x18\x02 \x01(\rR\x06copies\x12\x14\n" +
@@ -5837,7 +5871,9 @@ const file_mdm_proto_rawDesc = "" +
 	"\arebuilt\x18\x04 \x01(\rR\arebuilt\x12\x14\n" +
 	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\x12&\n" +
 	"\x04fill\x18\x06 \x03(\v2\x12.braid.mdm.v1.FillR\x04fill\x12\x1a\n" +
-	"\bwarnings\x18\a \x03(\tR\bwarnings\",\n" +
+	"\bwarnings\x18\a \x03(\tR\bwarnings\x12\x12\n" +
+	"\x04rate\x18\b \x01(\x04R\x04rate\x12\x18\n" +
+	"\aseconds\x18\t \x01(\x04R\aseconds\",\n" +
 	"\x10PlanMovesRequest\x12\x18\n" +
 	"\awithout\x18\x01 \x03(\rR\awithout\"t\n" +
 	"\x0fEvacuateRequest\x12\x18\n" +

@@ -3,7 +3,7 @@
 package state
 
 import (
-	"slices"
+	"fmt"
 	"strings"
 	"time"
 
@@ -28,10 +28,15 @@ const drillServers = 3
 // which one goes on; empty: none.
 func (s *State) CheckDrill(kind, server, running string) error {
 	st := s.Status(nil)
+	at := map[string]bool{DrillSlow: true, DrillRot: true, DrillPartition: true, DrillKill: true, DrillLeader: false,
+		DrillFull: false}
+	_, is := at[kind]
 	switch {
-	case !slices.Contains([]string{DrillSlow, DrillRot, DrillPartition, DrillKill, DrillLeader, DrillFull}, kind):
+	case !is:
 		return refuse(ErrInvalid, "there is no drill %q: there are slow-disk, bitrot, partition, kill-sds, "+
 			"restart-mdm and full", kind)
+	case at[kind] && s.servers[server] == nil:
+		return refuse(ErrNotFound, "drill at %q: there is no such server; `scli sds list` shows them", server)
 	case running != "":
 		return refuse(ErrRefused, "a drill goes on at %s; wait for its end", running)
 	case st.GroupsDegraded+st.GroupsRebuilding+st.groupsMoving > 0:
@@ -55,8 +60,6 @@ func (s *State) CheckDrill(kind, server, running string) error {
 func (s *State) checkDrillAt(kind, name string, up int) error {
 	server := s.servers[name]
 	switch {
-	case server == nil:
-		return refuse(ErrNotFound, "drill at %q: there is no such server; `scli sds list` shows them", name)
 	case !server.Drills:
 		return refuse(ErrRefused, "server %s does not allow drills; start it with --allow-drills", name)
 	case server.Maintenance != "":
@@ -104,6 +107,9 @@ func (s *State) TellDrill(kind, server string, during time.Duration, now time.Ti
 	if server != "" {
 		where = " at server " + server
 	}
-	tx.event(Warning, "drill", server, "drill: %s%s for %v; what follows is part of it", kind, where, during)
+	if during > 0 {
+		where += fmt.Sprintf(" for %v", during)
+	}
+	tx.event(Warning, "drill", server, "drill: %s%s; what follows is part of it", kind, where)
 	return tx
 }

@@ -38,6 +38,7 @@ type Fill struct {
 	Name        string
 	Size        uint64
 	Used, After uint64
+	Comes, Goes uint64 // is copied to it, leaves it
 }
 
 // MovePlan says what would move, before anything does.
@@ -274,23 +275,23 @@ func copyBytes(g *group, per map[cluster.DeviceID]uint64) uint64 {
 
 // fill sums up what each device holds before and after.
 func (s *State) fill(plan *MovePlan, used map[cluster.DeviceID]uint64) {
-	per, delta := s.bytesPerCopy(used), map[cluster.DeviceID]int64{}
+	per, comes, goes := s.bytesPerCopy(used), map[cluster.DeviceID]uint64{}, map[cluster.DeviceID]uint64{}
 	for _, m := range plan.Moves {
-		bytes := int64(copyBytes(s.record(m.PG), per))
+		bytes := copyBytes(s.record(m.PG), per)
 		for _, d := range m.Come {
-			delta[d] += bytes
+			comes[d] += bytes
 		}
 		for _, d := range m.Go {
-			delta[d] -= int64(per[d])
+			goes[d] += per[d]
 		}
 	}
 	copies := s.copies()
 	for _, d := range s.sortedDevices() {
-		if used[d.ID] == 0 && delta[d.ID] == 0 && copies[d.ID] == 0 {
+		if used[d.ID] == 0 && comes[d.ID]+goes[d.ID] == 0 && copies[d.ID] == 0 {
 			continue
 		}
 		plan.Fill = append(plan.Fill, Fill{Device: d.ID, Name: deviceName(d), Size: d.Size, Used: used[d.ID],
-			After: uint64(max(int64(used[d.ID])+delta[d.ID], 0))})
+			After: max(used[d.ID]+comes[d.ID], goes[d.ID]) - goes[d.ID], Comes: comes[d.ID], Goes: goes[d.ID]})
 	}
 	slices.SortFunc(plan.Fill, func(a, b Fill) int { return cmp.Compare(a.Device, b.Device) })
 }

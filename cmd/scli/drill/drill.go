@@ -139,7 +139,7 @@ func faultDrill(ctx context.Context, c *canary, t Terms, order *pb.DrillRequest,
 			t.Say("%s has been killed: if nothing starts it by itself, start it again", t.Server)
 		}
 	case state.DrillLeader:
-		w.newLeader(ctx, t.Patient, r)
+		w.newLeader(ctx, within, t.Patient, r)
 	default:
 		w.until(ctx, within, func(*pb.StatusResponse) bool { return false })
 	}

@@ -41,7 +41,8 @@ func (c *call) RequestDone(*bio.Request) { close(c.done) }
 
 // attach makes the volume and attaches it.
 func (c *canary) attach(ctx context.Context) (err error) {
-	if _, err = c.mdm.CreateVolume(ctx, &pb.CreateVolumeRequest{Name: c.name, Size: c.size, Replicas: 2}); err != nil {
+	order := &pb.CreateVolumeRequest{Name: c.name, Size: c.size, Replicas: 2, StripeUnit: unit, StripeWidth: width}
+	if _, err = c.mdm.CreateVolume(ctx, order); err != nil {
 		return err
 	}
 	c.made = true
@@ -116,9 +117,15 @@ func pattern(data []byte, place, version uint64) {
 // Shape of the load.
 const (
 	workers   = 4
-	unit      = 64 << 10
+	unit      = 64 << 10 // and the stripe unit
+	width     = 8        // of stripes, in chunks
 	flushEach = 8
 )
+
+// written is the place that a worker writes in lieu of any: every other row of stripe
+// units, and so every other unit of a chunk, keeps its first bytes. Rot there (bitrot) is
+// not written over.
+func written(place int) int { return place &^ width }
 
 // load writes and reads units of the canary over and over, and knows what each holds.
 type load struct {
@@ -162,7 +169,7 @@ func (l *load) work(ctx context.Context, w int) {
 			return
 		default:
 		}
-		place := rng.IntN(len(l.version)/workers)*workers + w
+		place := written(rng.IntN(len(l.version)/workers)*workers + w)
 		other := rng.IntN(len(l.version)/workers)*workers + w
 		pattern(data, uint64(place), l.version[place]+1)
 		l.version[place]++
