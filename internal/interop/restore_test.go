@@ -67,7 +67,7 @@ func TestRestoreOfThree(t *testing.T) {
 		t.Errorf("after the restore there are other volumes: %s", list)
 	}
 	c.script(t, "kill", "mdm2")
-	c.volume(t, "late", "16M", "--replicas", "2")
+	c.volume(t, "late", "16M", "--replicas", "2", "--timeout", "60s") // an election later
 	write(second, 16, 6)
 	reads(first, 0, 1)
 	reads(first, 8, 3)

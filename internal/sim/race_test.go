@@ -6,4 +6,4 @@ package sim
 
 // A world is one goroutine: the race detector finds nothing in it and makes it
 // ten times as slow. The campaigns proper run without it, as a suite of their own.
-const slow = 10
+const slow = 20

@@ -29,36 +29,33 @@ func random(n int, seed uint64) []byte {
 	return b
 }
 
-// Goal: a volume of a whole cluster is a block device like any other. Method:
-// the conformance suite, with a fresh volume for each of its tests.
+// Goal: a volume of a whole cluster is a block device like any other, and so is a single
+// store, with nothing to stand in for it. Method: the conformance suite, with a fresh
+// volume for each of its tests; the last shape is on one server with one device.
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	shapes := []struct {
-		name string
-		make pb.CreateVolumeRequest
+		name    string
+		servers int
+		make    pb.CreateVolumeRequest
 	}{
-		{"default", pb.CreateVolumeRequest{Size: 32 << 20, Replicas: 2}},
-		{"small units, three copies", pb.CreateVolumeRequest{Size: 16 << 20, Replicas: 3,
+		{"default", 3, pb.CreateVolumeRequest{Size: 32 << 20, Replicas: 2}},
+		{"small units, three copies", 3, pb.CreateVolumeRequest{Size: 16 << 20, Replicas: 3,
 			StripeUnit: 4096, StripeWidth: 3}},
-		{"one chunk wide, one copy", pb.CreateVolumeRequest{Size: 16 << 20, Replicas: 1,
+		{"one chunk wide, one copy", 3, pb.CreateVolumeRequest{Size: 16 << 20, Replicas: 1,
 			StripeUnit: 1 << 20, StripeWidth: 1}},
+		{"one store", 1, pb.CreateVolumeRequest{Size: 16 << 20, Replicas: 1}},
 	}
-	c := Start(t, Options{Consumers: biotest.Consumers(), DiskSize: 1 << 30})
 	count := len(shapes)
 	if testing.Short() {
 		count = 1
 	}
 	for i := range count {
-		t.Run(shapes[i].name, func(t *testing.T) { conform(t, c, &shapes[i].make) })
+		t.Run(shapes[i].name, func(t *testing.T) {
+			c := Start(t, Options{Servers: shapes[i].servers, Consumers: biotest.Consumers(), DiskSize: 1 << 30})
+			conform(t, c, &shapes[i].make)
+		})
 	}
-}
-
-// Goal: a single store, with nothing to stand in for it, is a block device.
-// Method: the conformance suite on one server with one device and one copy.
-func TestConformanceOfOneStore(t *testing.T) {
-	t.Parallel()
-	c := Start(t, Options{Servers: 1, Consumers: biotest.Consumers(), DiskSize: 1 << 30})
-	conform(t, c, &pb.CreateVolumeRequest{Size: 16 << 20, Replicas: 1})
 }
 
 // conform runs the conformance suite on new volumes of one shape.
