@@ -17,7 +17,7 @@ const (
 	paceWindow  = int64(5 * time.Second) // of the lowest latency
 	paceDip     = int64(200 * time.Millisecond)
 	paceFresh   = int64(500 * time.Millisecond)
-	paceSlack   = 500 // µs that latency may rise at least
+	paceSlack   = 2000 // µs that latency may rise at least
 )
 
 // pacer sets how many bytes a second are compared and copied, by what that does to
