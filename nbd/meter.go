@@ -10,8 +10,8 @@ import (
 	"braid/transport/meter"
 )
 
-// SlowRequests is how many of the slowest requests a port remembers of each
-// period of SlowPeriod. It keeps the running period and the one before.
+// SlowRequests is how many of the slowest requests of each kind a port remembers of
+// each period of SlowPeriod. It keeps the running period and the one before.
 const (
 	SlowRequests = 16
 	SlowPeriod   = 30 * time.Second
@@ -38,7 +38,7 @@ type portMeter struct {
 	lock    meter.Histogram        // of it, for earlier requests that overlap
 	cluster meter.Histogram        // from there until the device was done
 	reply   meter.Histogram        // from there until the answer was handed to the socket
-	slow    [2]slowest             // the running period first
+	slow    [Kinds][2]slowest      // of each kind; the running period first
 }
 
 // replied counts a request whose answer has been handed to the socket.
@@ -48,7 +48,8 @@ func (m *portMeter) replied(r *bio.Request, now int64) {
 		return
 	}
 	took := now - t.Arrived
-	m.total[kindOf(r.Op)].Record(took)
+	kind := KindOf(r.Op)
+	m.total[kind].Record(took)
 	if r.Op == bio.Write {
 		m.receive.Record(t.Submitted - t.Arrived)
 	}
@@ -60,16 +61,18 @@ func (m *portMeter) replied(r *bio.Request, now int64) {
 		}
 	}
 	m.reply.Record(now - t.Done)
-	if now-m.slow[0].since > int64(SlowPeriod) {
-		m.slow[1] = m.slow[0]
-		m.slow[0] = slowest{since: now}
+	slow := &m.slow[kind]
+	if now-slow[0].since > int64(SlowPeriod) {
+		slow[1] = slow[0]
+		slow[0] = slowest{since: now}
 	}
-	if took > m.slow[0].least {
-		m.slow[0].add(r, now, took)
+	if took > slow[0].least {
+		slow[0].add(r, now, took)
 	}
 }
 
-func kindOf(op bio.Op) int {
+// KindOf is the kind of requests that op counts as.
+func KindOf(op bio.Op) int {
 	switch op {
 	case bio.Read:
 		return KindRead
@@ -141,14 +144,20 @@ func (p *Port) Meters() Meters {
 	return out
 }
 
-// Slowest returns the slowest requests of the two newest periods in which there
-// were any, the slowest first.
+// Slowest returns the slowest requests of each kind, of the two newest periods in
+// which there were any of it; all together the slowest first.
 func (p *Port) Slowest() []SlowRequest {
+	slower := func(a, b SlowRequest) int { return int(b.Took - a.Took) }
 	var out []SlowRequest
-	for i := range p.meter.slow {
-		s := &p.meter.slow[i]
-		out = append(out, s.list[:s.n]...)
+	for kind := range p.meter.slow {
+		var of []SlowRequest
+		for i := range p.meter.slow[kind] {
+			s := &p.meter.slow[kind][i]
+			of = append(of, s.list[:s.n]...)
+		}
+		slices.SortFunc(of, slower)
+		out = append(out, of[:min(len(of), SlowRequests)]...)
 	}
-	slices.SortFunc(out, func(a, b SlowRequest) int { return int(b.Took - a.Took) })
-	return out[:min(len(out), SlowRequests)]
+	slices.SortFunc(out, slower)
+	return out
 }

@@ -45,6 +45,7 @@ func TestUsage(t *testing.T) {
 		"top --interval 1ms":                         "the least is 100ms",
 		"top -o yaml":                                "it is table or json",
 		"trace -n 0":                                 "at least one",
+		"trace --op trim":                            "read, write, flush, other",
 		"why --volume v nbd0":                        "takes no arguments",
 		"daemon --engine steam":                      "auto, io_uring or pool",
 		"daemon --lock-memory maybe":                 "auto, on or off",

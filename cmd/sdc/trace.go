@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,23 +15,25 @@ import (
 	"braid/cmd/internal/cli"
 	"braid/cmd/internal/screen"
 	"braid/cmd/sdc/daemon"
+	"braid/nbd"
 )
 
 func newTrace() *cobra.Command {
 	var o output
-	var volume string
+	var volume, op string
 	var limit int
 	cmd := &cobra.Command{
-		Use:   "trace [--volume NAME]",
+		Use:   "trace [--volume NAME] [--op KIND]",
 		Short: "Show the slowest requests of late, step by step",
-		Long: `trace shows the slowest requests that were answered of late on this machine (16
-are kept of each half minute, for each volume), the slowest first, with the time
-of each step: receive, lock, wait, cluster, reply; and for each device that
+		Long: `trace shows the slowest requests that were answered of late on this machine (of
+each half minute the 16 slowest reads, writes and flushes, and 16 others, for each
+volume), the slowest first, with the time of each step: receive, lock, wait, cluster, reply; and for each device that
 answered when its frame was sent and answered, and how much of that the network,
 the server and its store took.
 
 A request that has not been answered yet is not here: ask sdc why.`,
 		Example: `  sdc trace -n 3
+  sdc trace --op write -n 3
   sdc trace --volume db -o json`,
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -40,13 +43,16 @@ A request that has not been answered yet is not here: ask sdc why.`,
 			if limit < 1 {
 				return cli.Usagef("-n %d: show at least one", limit)
 			}
+			if op != "" && !slices.Contains(nbd.KindNames[:], op) {
+				return cli.Usagef("--op %s: there are %s", op, strings.Join(nbd.KindNames[:], ", "))
+			}
 			all, err := daemon.NewClient(daemon.RunDir()).Trace(cmd.Context())
 			if err != nil {
 				return err
 			}
 			list := []daemon.SlowRequest{}
 			for _, r := range all {
-				if (volume == "" || r.Volume == volume) && len(list) < limit {
+				if (volume == "" || r.Volume == volume) && (op == "" || r.Kind == op) && len(list) < limit {
 					list = append(list, r)
 				}
 			}
@@ -59,6 +65,7 @@ A request that has not been answered yet is not here: ask sdc why.`,
 	}
 	o.add(cmd)
 	cmd.Flags().StringVar(&volume, "volume", "", "this volume only")
+	cmd.Flags().StringVar(&op, "op", "", "this kind only: read, write, flush, other (trim, zeroes)")
 	cmd.Flags().IntVarP(&limit, "number", "n", 5, "at most so many")
 	return cmd
 }

@@ -96,7 +96,7 @@ func TestWatchALoad(t *testing.T) {
 	if text := c.do(t, "scli", "top", "--once", "--interval", "300ms"); !strings.Contains(text, "sds3") {
 		t.Errorf("scli top shows\n%s", text)
 	}
-	checkTrace(t, decode[[]slowRequest](t, c.do(t, "sdc", "trace", "-o", "json")))
+	checkTrace(t, decode[[]slowRequest](t, c.do(t, "sdc", "trace", "--op", "write", "-o", "json")))
 	page := e.metricsPage(t)
 	for _, line := range []string{`braid_sdc_request_seconds_count\{op="write",volume="db"\} [1-9]`,
 		`braid_sdc_device_connected\{device="[1-3]",server="sds2",volume="db"\} 1`,
@@ -118,6 +118,7 @@ func checkTrace(t *testing.T, list []slowRequest) {
 			t.Errorf("slow request %+v", r)
 		}
 		if r.Op != "write" {
+			t.Errorf("asked for writes, sdc trace shows %+v", r)
 			continue
 		}
 		writes++

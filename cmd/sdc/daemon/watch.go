@@ -73,6 +73,7 @@ type SlowRequest struct {
 	Volume    string    `json:"volume"`
 	Time      time.Time `json:"time"` // of its arrival
 	Op        string    `json:"op"`
+	Kind      string    `json:"kind"` // read, write, flush, other
 	Offset    uint64    `json:"offset"`
 	Length    uint64    `json:"length"`
 	Failed    bool      `json:"failed"`
@@ -182,8 +183,9 @@ func (w *watched) slowest() []SlowRequest {
 	for i := range list {
 		r := &list[i]
 		t := &r.Trace
-		x := SlowRequest{Volume: w.volume.Name(), Time: clock.Add(time.Duration(t.Arrived - now)), Op: r.Op.String(),
-			Offset: r.Off, Length: r.Len, Failed: r.Failed, TotalUS: micros(r.Took),
+		x := SlowRequest{Volume: w.volume.Name(), Time: clock.Add(time.Duration(t.Arrived - now)),
+			Op: r.Op.String(), Kind: nbd.KindNames[nbd.KindOf(r.Op)], Offset: r.Off, Length: r.Len,
+			Failed: r.Failed, TotalUS: micros(r.Took),
 			ReceiveUS: micros(t.Submitted - t.Arrived), ReplyUS: micros(r.Replied - t.Done),
 			Answers: int(t.HopCount), Hops: []Hop{}}
 		if t.Granted != 0 {
