@@ -22,6 +22,6 @@
 // They stand behind a build tag because they need the binaries in ./bin, or where
 // $BRAID_BIN says, and network namespaces: as root, or as a user who may make user
 // namespaces. Threads of the test hold the namespaces, so that all ends with it, also when
-// it is killed. BRAID_SOAK=1 makes the rounds many, with each chunk's copies made whole
+// it is killed. BRAID_SOAK=1 has each fault happen on each server, with each chunk's copies made whole
 // under load.
 package faults

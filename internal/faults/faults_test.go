@@ -25,14 +25,14 @@ type fault struct {
 // isLong asks for the long form.
 func isLong() bool { return os.Getenv("BRAID_SOAK") != "" }
 
-var roundsFlag = flag.Int("rounds", 0, "how often each fault happens (0: once, 8 times in the long form)")
+var roundsFlag = flag.Int("rounds", 0, "how often each fault happens (0: once, on each server in the long form)")
 
 func rounds() int {
 	switch {
 	case *roundsFlag > 0:
 		return *roundsFlag
 	case isLong():
-		return 8
+		return len(servers)
 	}
 	return 1
 }
