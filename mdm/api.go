@@ -173,7 +173,9 @@ func (a *api) RenewServer(ctx context.Context, r *connect.Request[pb.RenewServer
 	ids := map[cluster.UUID]cluster.DeviceID{}
 	a.m.store.read(func(st *state.State) {
 		tx, known = st.Renew(r.Msg.Name, r.Msg.LeaseId, reports, l.now())
-		resp.ResyncRate, resp.Reserve = st.Settings().ResyncRate, st.Settings().Reserve
+		set := st.Settings()
+		resp.ResyncRate, resp.Reserve = set.ResyncRate, set.Reserve
+		resp.ResyncP99Us = uint64(set.ResyncP99.Microseconds())
 		devices, _ := st.Devices()
 		for _, d := range devices {
 			ids[d.UUID] = d.ID

@@ -77,7 +77,7 @@ func (l *leases) scrubbing(now time.Time) (began map[cluster.DeviceID]time.Time,
 
 func toSettings(s state.Settings) *pb.Settings {
 	return &pb.Settings{ScrubEveryMs: uint64(s.ScrubEvery.Milliseconds()), ScrubRate: s.ScrubRate,
-		ResyncRate: s.ResyncRate, Reserve: s.Reserve}
+		ResyncRate: s.ResyncRate, Reserve: s.Reserve, ResyncP99Us: uint64(s.ResyncP99.Microseconds())}
 }
 
 // GetSettings tells what is set.
@@ -105,6 +105,9 @@ func (a *api) SetSettings(ctx context.Context, r *connect.Request[pb.SetSettings
 		}
 		if r.Msg.ResyncRate != nil {
 			next.ResyncRate = *r.Msg.ResyncRate
+		}
+		if r.Msg.ResyncP99Us != nil {
+			next.ResyncP99 = time.Duration(min(*r.Msg.ResyncP99Us, 1<<40)) * time.Microsecond
 		}
 		if r.Msg.Reserve != nil {
 			next.Reserve = *r.Msg.Reserve

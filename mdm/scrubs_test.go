@@ -13,7 +13,7 @@ import (
 
 // Goal: a device that has not been scrubbed for long is scrubbed, with the rate that
 // is set; the end of it is written down, and known to the next leader; one that
-// somebody stopped rests; servers are told the resync rate and the reserve. Method: a clock that is
+// somebody stopped rests; servers are told the bounds of resyncs and the reserve. Method: a clock that is
 // turned, and a server that only reports.
 func TestScheduledScrubs(t *testing.T) {
 	leaks(t)
@@ -24,7 +24,9 @@ func TestScheduledScrubs(t *testing.T) {
 	c := newClient(t, m.Addr())
 	reg := register(t, c, 1)
 	rate, resync := uint64(20<<20), uint64(7<<20)
-	if _, err := c.SetSettings(t.Context(), &pb.SetSettingsRequest{ScrubRate: &rate, ResyncRate: &resync}); err != nil {
+	p99 := uint64(3000)
+	if _, err := c.SetSettings(t.Context(), &pb.SetSettingsRequest{ScrubRate: &rate, ResyncRate: &resync,
+		ResyncP99Us: &p99}); err != nil {
 		t.Fatal(err)
 	}
 	renew := func(scrub *client.ScrubReport) client.Renewal {
@@ -37,7 +39,8 @@ func TestScheduledScrubs(t *testing.T) {
 		}
 		return r
 	}
-	if r := renew(nil); len(r.Scrubs) != 0 || r.ResyncRate != resync || r.Reserve != 5 {
+	if r := renew(nil); len(r.Scrubs) != 0 || r.ResyncRate != resync || r.Reserve != 5 ||
+		r.ResyncP99 != 3*time.Millisecond {
 		t.Errorf("at first: %+v", r)
 	}
 	// until turns the clock step by step until an order comes.

@@ -19,6 +19,7 @@ import (
 	"braid/transport"
 	"braid/transport/buf"
 	"braid/transport/loop"
+	"braid/transport/meter"
 )
 
 // deviceState is owned by the device's loop.
@@ -51,6 +52,7 @@ type device struct {
 	manager    Manager
 	resync     resync.Config
 	resyncRate atomic.Uint64  // that the manager has set
+	resyncP99  atomic.Int64   // the same, ns
 	reserve    atomic.Uint32  // the same
 	tasks      sync.WaitGroup // goroutines of the resync
 
@@ -78,9 +80,8 @@ type device struct {
 	pace      pacer
 	limit     limiter
 	catchUp   catchUpMeter
-	front     int64  // ns: how long clients' requests take, an average of the latest
-	frontAt   int64  // when it was measured last
-	adopted   uint64 // map version, as last reported
+	front     meter.Tail // of clients' reads and writes
+	adopted   uint64     // map version, as last reported
 	conns     map[*conn]struct{}
 	lastConn  gate.ConnID
 	dropped   map[cluster.VolumeID]bool // deleted volumes; true: nothing is left of them

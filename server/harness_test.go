@@ -71,6 +71,7 @@ type fakeManager struct {
 	joins    int
 	generous bool   // every device is listed in every group
 	resyncs  uint64 // the rate that is set
+	patience time.Duration
 }
 
 func newFakeManager() *fakeManager {
@@ -133,7 +134,7 @@ func (m *fakeManager) Renew(_ context.Context, _ string, _ uint64, devices []cli
 	} else {
 		m.reports = devices
 	}
-	return client.Renewal{Known: true, Scrubs: m.scrubs, ResyncRate: m.resyncs}, nil
+	return client.Renewal{Known: true, Scrubs: m.scrubs, ResyncRate: m.resyncs, ResyncP99: m.patience}, nil
 }
 
 // publish makes the next map. The caller holds mu.

@@ -199,8 +199,8 @@ func TestDeletedVolumeIsFreed(t *testing.T) {
 	r.stop()
 }
 
-// Goal: the rate of resyncs that the manager has set reaches each device, and so does
-// its end.
+// Goal: the rate of resyncs that the manager has set, and the latency that they may
+// cause, reach each device, and so does their end.
 func TestResyncRateIsSet(t *testing.T) {
 	d := newMemDisk(testDiskSize)
 	format(t, d)
@@ -209,13 +209,14 @@ func TestResyncRateIsSet(t *testing.T) {
 	eventually(t, "the device serves", func() bool { return r.srv.devices[0].live.Load() })
 	for _, rate := range []uint64{9 << 20, 0} {
 		m.mu.Lock()
-		m.resyncs = rate
+		m.resyncs, m.patience = rate, time.Duration(rate)
 		m.mu.Unlock()
 		eventually(t, "the device has heard", func() bool {
 			var now int64
+			var p99 time.Duration
 			dev := r.srv.devices[0]
-			dev.loop.Call(func() { now = dev.target.core.Limited() })
-			return now == int64(rate)
+			dev.loop.Call(func() { now, p99 = dev.target.core.Limited(), dev.target.core.Aimed() })
+			return now == int64(rate) && p99 == time.Duration(rate).Truncate(time.Microsecond)
 		})
 	}
 	r.stop()

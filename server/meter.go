@@ -57,9 +57,8 @@ func (d *device) measure(s *slot) (served, stored uint32) {
 	}
 	took := now - s.arrived
 	d.meter.served[kind].Record(took)
-	if kind != opOther && !s.conn.isPeer() {
-		d.front += (took - d.front) / frontWeight
-		d.frontAt = now
+	if (kind == opRead || kind == opWrite) && !s.conn.isPeer() {
+		d.front.Record(now, took)
 	}
 	if s.state != slotStored {
 		return micros(took), 0
@@ -72,20 +71,9 @@ func (d *device) measure(s *slot) (served, stored uint32) {
 	return micros(took), micros(inStore)
 }
 
-// Terms of what a device tells of its clients.
-const (
-	frontWeight = 16                     // a request counts for one part of so many
-	frontFresh  = 500 * time.Millisecond // after which nobody is served any more
-)
-
-// frontLoad is how long requests of clients have taken lately, in microseconds; 0:
-// none is being served.
-func (d *device) frontLoad() uint32 {
-	if d.frontAt == 0 || d.loop.Now()-d.frontAt > int64(frontFresh) {
-		return 0
-	}
-	return max(micros(d.front), 1)
-}
+// frontLoad is the 99th percentile of clients' reads and writes of late, in
+// microseconds; 0: none is being served.
+func (d *device) frontLoad() uint32 { return micros(d.front.P99(d.loop.Now())) }
 
 func micros(ns int64) uint32 {
 	return uint32(min(max(ns, 0)/int64(time.Microsecond), math.MaxUint32))

@@ -132,7 +132,7 @@ func (r *registrar) renew(ctx context.Context, id uint64, lease time.Duration) {
 			}
 			wait, quiet = lease/3, ""
 			r.server.scrub(renewal.Scrubs)
-			r.server.limitResync(renewal.ResyncRate)
+			r.server.limitResync(renewal.ResyncRate, renewal.ResyncP99)
 			r.server.setReserve(renewal.Reserve)
 			if pause := r.server.drill(renewal.Drill); pause > 0 {
 				r.pauseFor(ctx, pause)

@@ -368,11 +368,18 @@ func (s *Server) scrub(orders []client.ScrubOrder) {
 	}
 }
 
-// limitResync bounds the rate at which each device compares and copies.
-func (s *Server) limitResync(rate uint64) {
+// limitResync bounds the rate at which each device compares and copies, and says what
+// clients may notice of it; 0 each: what the device finds right.
+func (s *Server) limitResync(rate uint64, p99 time.Duration) {
 	for _, d := range s.devices {
-		if d.live.Load() && d.resyncRate.Swap(rate) != rate {
+		if !d.live.Load() {
+			continue
+		}
+		if d.resyncRate.Swap(rate) != rate {
 			d.loop.Post(func() { d.target.core.Limit(int64(min(rate, 1<<62))) })
+		}
+		if d.resyncP99.Swap(int64(p99)) != int64(p99) {
+			d.loop.Post(func() { d.target.core.Aim(p99) })
 		}
 	}
 }

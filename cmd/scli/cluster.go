@@ -22,11 +22,12 @@ type settings struct {
 	ScrubEveryMS uint64 `json:"scrub_every_ms"` // 0: on order only
 	ScrubRate    uint64 `json:"scrub_rate"`     // bytes per second and device; 0: sds's own
 	ResyncRate   uint64 `json:"resync_rate"`    // the same; 0: no bound but clients' latency
+	ResyncP99US  uint64 `json:"resync_p99_us"`  // of clients' requests, where resyncs slow down; 0: servers' own
 	Reserve      uint32 `json:"reserve"`        // percent of each device, for copies
 }
 
 func toSettings(m *pb.Settings) settings {
-	return settings{m.GetScrubEveryMs(), m.GetScrubRate(), m.GetResyncRate(), m.GetReserve()}
+	return settings{m.GetScrubEveryMs(), m.GetScrubRate(), m.GetResyncRate(), m.GetResyncP99Us(), m.GetReserve()}
 }
 
 const day = 24 * time.Hour
@@ -80,6 +81,25 @@ func parseRate(text string) (uint64, error) {
 	return cluster.ParseSize(text)
 }
 
+// patience is a latency as it is given: 5ms, auto.
+func patience(us uint64) string {
+	if us == 0 {
+		return "auto"
+	}
+	return (time.Duration(us) * time.Microsecond).String()
+}
+
+func parsePatience(text string) (us uint64, err error) {
+	if text == "auto" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(text)
+	if err == nil && d < time.Microsecond {
+		err = fmt.Errorf("too short")
+	}
+	return uint64(d.Microseconds()), err
+}
+
 // parseSettings reads KEY=VALUE….
 func parseSettings(args []string) (*pb.SetSettingsRequest, error) {
 	r := &pb.SetSettingsRequest{}
@@ -99,14 +119,18 @@ func parseSettings(args []string) (*pb.SetSettingsRequest, error) {
 		case "resync-rate":
 			n, err = parseRate(text)
 			r.ResyncRate = &n
+		case "resync-p99":
+			want = "a time, as 5ms, or auto"
+			n, err = parsePatience(text)
+			r.ResyncP99Us = &n
 		case "reserve":
 			want = "percent of each device, as 5% or 0"
 			n, err = strconv.ParseUint(strings.TrimSuffix(text, "%"), 10, 32)
 			percent := uint32(n)
 			r.Reserve = &percent
 		default:
-			return nil, cli.Usagef("cluster set %s: there are scrub-every=, scrub-rate=, resync-rate= and "+
-				"reserve=", arg)
+			return nil, cli.Usagef("cluster set %s: there are scrub-every=, scrub-rate=, resync-rate=, "+
+				"resync-p99= and reserve=", arg)
 		}
 		if err != nil {
 			return nil, cli.Usagef("cluster set %s: give %s", arg, want)
@@ -131,6 +155,8 @@ func (a *app) showSettings(m *pb.Settings) error {
 			often(s.ScrubEveryMS))},
 		{"scrub-rate", unset(s.ScrubRate, "a scrub reads 64M a second, a quarter while clients are served")},
 		{"resync-rate", unset(s.ResyncRate, "resyncs go as fast as clients' latency allows")},
+		{"resync-p99", fmt.Sprintf("%-5s of clients' reads and writes at a server; where it is more, resyncs and "+
+			"moves slow down", patience(s.ResyncP99US))},
 		{"reserve", fmt.Sprintf("%-5s of each device that clients' writes leave to copies",
 			fmt.Sprintf("%d%%", s.Reserve))},
 	})
@@ -164,12 +190,16 @@ func (a *app) clusterCommand() *cobra.Command {
   resync-rate   bytes per second and device that are compared and copied at most
                 when a copy catches up or moves; none: as fast as clients' latency
                 allows. A device that is far behind is long without redundancy
+  resync-p99    99th percentile of clients' reads and writes, as a server measures them,
+                100us to 10s: where it is above that, copies that catch up or move slow
+                down, to 8M a second each if need be; auto: 5ms, or twice what it is
+                without them if that is more
   reserve       percent of each device, 0 to 50, that clients' writes leave free. Copies
                 that are made anew, or move, may take it: a full cluster can still mend
                 itself. Writes that find no room wait (sdc attach --on-full)`,
 		Example: `  scli cluster set scrub-every=7d scrub-rate=100M
   scli cluster set resync-rate=50M
-  scli cluster set resync-rate=none
+  scli cluster set resync-rate=none resync-p99=3ms
   scli cluster set reserve=10%`,
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) == 0 {

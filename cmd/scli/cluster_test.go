@@ -8,7 +8,8 @@ import "testing"
 // others as they are, and each change is among the events.
 func TestClusterSettings(t *testing.T) {
 	b := newBench(t, 2)
-	b.expect("cluster show", 0, "scrub-every  14d", "scrub-rate   none", "resync-rate  none", "reserve      5%")
+	b.expect("cluster show", 0, "scrub-every  14d", "scrub-rate   none", "resync-rate  none", "reserve      5%",
+		"resync-p99   auto")
 	b.expect("cluster set scrub-every=36h resync-rate=50M", 0, "scrub-every  36h", "resync-rate  50M")
 	b.expect("cluster set scrub-rate=10M", 0, "36h", "50M", "10M")
 	b.expect("cluster set resync-rate=none", 0, "36h", "resync-rate  none", "10M")
@@ -19,6 +20,12 @@ func TestClusterSettings(t *testing.T) {
 	}
 	b.expect("cluster set scrub-every=never", 0, "never")
 	b.expect("events", 0, "every 36h0m0s", "on order only", "50M a second", "latency allows")
+	b.expect("cluster set resync-p99=2500us", 0, "resync-p99   2.5ms")
+	b.expect("cluster set resync-p99=1us", 1, "100us to 10s")
+	b.expect("cluster set resync-p99=fast", 2, "5ms, or auto")
+	b.expect("events", 0, "writes is above 2.5ms")
+	b.expect("status", 0, "exceeds 2.5ms")
+	b.expect("cluster set resync-p99=auto", 0, "resync-p99   auto")
 	b.expect("cluster set reserve=10%", 0, "reserve      10%", "never")
 	b.expect("cluster set reserve=0", 0, "reserve      0%")
 	b.expect("cluster set reserve=51", 1, "want 0 to 50")

@@ -369,6 +369,10 @@ func (s *status) settings() (lines []string) {
 		lines = append(lines, fmt.Sprintf("resyncs go at %s a second and device at most (scli cluster set "+
 			"resync-rate=none)", size(x)))
 	}
+	if x := s.Settings.ResyncP99US; x > 0 {
+		lines = append(lines, fmt.Sprintf("resyncs slow down where clients' 99th percentile exceeds %s (scli cluster "+
+			"set resync-p99=auto)", patience(x)))
+	}
 	return lines
 }
 

@@ -123,8 +123,9 @@ func (c *Client) RenewServer(ctx context.Context, name string, lease uint64, dev
 type Renewal struct {
 	Known      bool // false: register again
 	Scrubs     []ScrubOrder
-	ResyncRate uint64 // bytes per second and device at most; 0: no bound but the pace
-	Reserve    uint32 // percent of each device that clients' writes leave to copies
+	ResyncRate uint64        // bytes per second and device at most; 0: no bound but the pace
+	ResyncP99  time.Duration // of clients' reads and writes, at which copying slows down; 0: the server's own
+	Reserve    uint32        // percent of each device that clients' writes leave to copies
 	Drill      *DrillOrder
 }
 
@@ -154,7 +155,8 @@ func (c *Client) Renew(ctx context.Context, name string, lease uint64, devices [
 	if err != nil {
 		return Renewal{}, err
 	}
-	r := Renewal{Known: resp.Known, ResyncRate: resp.ResyncRate, Reserve: resp.Reserve}
+	r := Renewal{Known: resp.Known, ResyncRate: resp.ResyncRate, Reserve: resp.Reserve,
+		ResyncP99: time.Duration(min(resp.ResyncP99Us, 1<<40)) * time.Microsecond}
 	if o := resp.Drill; o != nil {
 		r.Drill = &DrillOrder{ID: o.Id, Kind: o.Kind, For: time.Duration(min(o.ForMs, 1<<30)) * time.Millisecond,
 			Delay: time.Duration(o.DelayMs) * time.Millisecond, Volume: cluster.VolumeID(o.Volume)}

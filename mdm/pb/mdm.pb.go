@@ -1369,9 +1369,10 @@ type RenewServerResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Known         bool                   `protobuf:"varint,1,opt,name=known,proto3" json:"known,omitempty"` // false: register again
 	Scrubs        []*ScrubOrder          `protobuf:"bytes,2,rep,name=scrubs,proto3" json:"scrubs,omitempty"`
-	ResyncRate    uint64                 `protobuf:"varint,3,opt,name=resync_rate,json=resyncRate,proto3" json:"resync_rate,omitempty"` // bytes per second and device at most; 0: no bound but the pace
-	Reserve       uint32                 `protobuf:"varint,4,opt,name=reserve,proto3" json:"reserve,omitempty"`                         // percent of each device that clients' writes leave to copies
-	Drill         *DrillOrder            `protobuf:"bytes,5,opt,name=drill,proto3" json:"drill,omitempty"`                              // the newest, while it has not ended; servers know it by its id
+	ResyncRate    uint64                 `protobuf:"varint,3,opt,name=resync_rate,json=resyncRate,proto3" json:"resync_rate,omitempty"`      // bytes per second and device at most; 0: no bound but the pace
+	Reserve       uint32                 `protobuf:"varint,4,opt,name=reserve,proto3" json:"reserve,omitempty"`                              // percent of each device that clients' writes leave to copies
+	ResyncP99Us   uint64                 `protobuf:"varint,6,opt,name=resync_p99_us,json=resyncP99Us,proto3" json:"resync_p99_us,omitempty"` // of clients' reads and writes, where copying slows down; 0: the server's own
+	Drill         *DrillOrder            `protobuf:"bytes,5,opt,name=drill,proto3" json:"drill,omitempty"`                                   // the newest, while it has not ended; servers know it by its id
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1430,6 +1431,13 @@ func (x *RenewServerResponse) GetResyncRate() uint64 {
 func (x *RenewServerResponse) GetReserve() uint32 {
 	if x != nil {
 		return x.Reserve
+	}
+	return 0
+}
+
+func (x *RenewServerResponse) GetResyncP99Us() uint64 {
+	if x != nil {
+		return x.ResyncP99Us
 	}
 	return 0
 }
@@ -4290,6 +4298,7 @@ type Settings struct {
 	ScrubRate     uint64                 `protobuf:"varint,2,opt,name=scrub_rate,json=scrubRate,proto3" json:"scrub_rate,omitempty"`            // bytes per second and device at most; 0: sds's own
 	ResyncRate    uint64                 `protobuf:"varint,3,opt,name=resync_rate,json=resyncRate,proto3" json:"resync_rate,omitempty"`         // the same of resyncs; 0: no bound but the pace
 	Reserve       uint32                 `protobuf:"varint,4,opt,name=reserve,proto3" json:"reserve,omitempty"`                                 // percent of each device that clients' writes leave to copies
+	ResyncP99Us   uint64                 `protobuf:"varint,5,opt,name=resync_p99_us,json=resyncP99Us,proto3" json:"resync_p99_us,omitempty"`    // of clients' reads and writes, where copying slows down; 0: servers' own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4352,6 +4361,13 @@ func (x *Settings) GetReserve() uint32 {
 	return 0
 }
 
+func (x *Settings) GetResyncP99Us() uint64 {
+	if x != nil {
+		return x.ResyncP99Us
+	}
+	return 0
+}
+
 type SettingsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -4394,6 +4410,7 @@ type SetSettingsRequest struct {
 	ScrubRate     *uint64                `protobuf:"varint,2,opt,name=scrub_rate,json=scrubRate,proto3,oneof" json:"scrub_rate,omitempty"`
 	ResyncRate    *uint64                `protobuf:"varint,3,opt,name=resync_rate,json=resyncRate,proto3,oneof" json:"resync_rate,omitempty"`
 	Reserve       *uint32                `protobuf:"varint,4,opt,name=reserve,proto3,oneof" json:"reserve,omitempty"`
+	ResyncP99Us   *uint64                `protobuf:"varint,5,opt,name=resync_p99_us,json=resyncP99Us,proto3,oneof" json:"resync_p99_us,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4452,6 +4469,13 @@ func (x *SetSettingsRequest) GetResyncRate() uint64 {
 func (x *SetSettingsRequest) GetReserve() uint32 {
 	if x != nil && x.Reserve != nil {
 		return *x.Reserve
+	}
+	return 0
+}
+
+func (x *SetSettingsRequest) GetResyncP99Us() uint64 {
+	if x != nil && x.ResyncP99Us != nil {
+		return *x.ResyncP99Us
 	}
 	return 0
 }
@@ -5669,13 +5693,14 @@ const file_mdm_proto_rawDesc = "" +
 	"\x12RenewServerRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
 	"\blease_id\x18\x02 \x01(\x04R\aleaseId\x124\n" +
-	"\adevices\x18\x03 \x03(\v2\x1a.braid.mdm.v1.DeviceReportR\adevices\"\xc8\x01\n" +
+	"\adevices\x18\x03 \x03(\v2\x1a.braid.mdm.v1.DeviceReportR\adevices\"\xec\x01\n" +
 	"\x13RenewServerResponse\x12\x14\n" +
 	"\x05known\x18\x01 \x01(\bR\x05known\x120\n" +
 	"\x06scrubs\x18\x02 \x03(\v2\x18.braid.mdm.v1.ScrubOrderR\x06scrubs\x12\x1f\n" +
 	"\vresync_rate\x18\x03 \x01(\x04R\n" +
 	"resyncRate\x12\x18\n" +
-	"\areserve\x18\x04 \x01(\rR\areserve\x12.\n" +
+	"\areserve\x18\x04 \x01(\rR\areserve\x12\"\n" +
+	"\rresync_p99_us\x18\x06 \x01(\x04R\vresyncP99Us\x12.\n" +
 	"\x05drill\x18\x05 \x01(\v2\x18.braid.mdm.v1.DrillOrderR\x05drill\"N\n" +
 	"\x0fWatchMapRequest\x12!\n" +
 	"\fhave_version\x18\x01 \x01(\x04R\vhaveVersion\x12\x18\n" +
@@ -5895,27 +5920,30 @@ const file_mdm_proto_rawDesc = "" +
 	"\x06paused\x18\x01 \x01(\bH\x00R\x06paused\x88\x01\x01\x12\x1e\n" +
 	"\bgrace_ms\x18\x02 \x01(\x04H\x01R\agraceMs\x88\x01\x01B\t\n" +
 	"\a_pausedB\v\n" +
-	"\t_grace_ms\"\x8a\x01\n" +
+	"\t_grace_ms\"\xae\x01\n" +
 	"\bSettings\x12$\n" +
 	"\x0escrub_every_ms\x18\x01 \x01(\x04R\fscrubEveryMs\x12\x1d\n" +
 	"\n" +
 	"scrub_rate\x18\x02 \x01(\x04R\tscrubRate\x12\x1f\n" +
 	"\vresync_rate\x18\x03 \x01(\x04R\n" +
 	"resyncRate\x12\x18\n" +
-	"\areserve\x18\x04 \x01(\rR\areserve\"\x11\n" +
-	"\x0fSettingsRequest\"\xe6\x01\n" +
+	"\areserve\x18\x04 \x01(\rR\areserve\x12\"\n" +
+	"\rresync_p99_us\x18\x05 \x01(\x04R\vresyncP99Us\"\x11\n" +
+	"\x0fSettingsRequest\"\xa1\x02\n" +
 	"\x12SetSettingsRequest\x12)\n" +
 	"\x0escrub_every_ms\x18\x01 \x01(\x04H\x00R\fscrubEveryMs\x88\x01\x01\x12\"\n" +
 	"\n" +
 	"scrub_rate\x18\x02 \x01(\x04H\x01R\tscrubRate\x88\x01\x01\x12$\n" +
 	"\vresync_rate\x18\x03 \x01(\x04H\x02R\n" +
 	"resyncRate\x88\x01\x01\x12\x1d\n" +
-	"\areserve\x18\x04 \x01(\rH\x03R\areserve\x88\x01\x01B\x11\n" +
+	"\areserve\x18\x04 \x01(\rH\x03R\areserve\x88\x01\x01\x12'\n" +
+	"\rresync_p99_us\x18\x05 \x01(\x04H\x04R\vresyncP99Us\x88\x01\x01B\x11\n" +
 	"\x0f_scrub_every_msB\r\n" +
 	"\v_scrub_rateB\x0e\n" +
 	"\f_resync_rateB\n" +
 	"\n" +
-	"\b_reserve\"z\n" +
+	"\b_reserveB\x10\n" +
+	"\x0e_resync_p99_us\"z\n" +
 	"\n" +
 	"DrillOrder\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +

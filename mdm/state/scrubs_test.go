@@ -116,7 +116,8 @@ func TestSettings(t *testing.T) {
 		t.Errorf("%+v is set, want %+v", got, want)
 	}
 	for _, bad := range []string{`{"grace":-1}`, `{"scrub_every":1000}`, `{"scrub_every":-1}`,
-		`{"scrub_rate":1}`, `{"resync_rate":1000}`, `{"reserve":51}`} {
+		`{"scrub_rate":1}`, `{"resync_rate":1000}`, `{"resync_p99":1000}`, `{"resync_p99":20000000000}`,
+		`{"reserve":51}`} {
 		var next Settings
 		if err := json.Unmarshal([]byte(bad), &next); err != nil {
 			t.Fatal(err)

@@ -19,6 +19,8 @@ type Settings struct {
 	ScrubRate  uint64        `json:"scrub_rate,omitempty"`  // bytes per second and device; 0: sds's own
 	ResyncRate uint64        `json:"resync_rate,omitempty"` // the same of resyncs; 0: no bound but the pace
 
+	ResyncP99 time.Duration `json:"resync_p99,omitempty"` // of clients, where copying slows down; 0: servers' own
+
 	Reserve uint32 `json:"reserve"` // percent of each device's chunks that clients' writes leave to copies
 }
 
@@ -36,6 +38,8 @@ const (
 	maxGrace      = 30 * 24 * time.Hour
 	minScrubEvery = time.Hour
 	maxScrubEvery = 365 * 24 * time.Hour
+	minP99        = 100 * time.Microsecond
+	maxP99        = 10 * time.Second
 	minRate       = 1 << 20 // a resync that is slower than that never ends
 )
 
@@ -60,6 +64,8 @@ func (x *Settings) check() error {
 	case x.ScrubRate != 0 && x.ScrubRate < minRate || x.ResyncRate != 0 && x.ResyncRate < minRate:
 		return refuse(ErrInvalid, "a rate of %s a second: want 1M or more", cluster.FormatSize(min(x.ScrubRate,
 			x.ResyncRate)))
+	case x.ResyncP99 != 0 && (x.ResyncP99 < minP99 || x.ResyncP99 > maxP99):
+		return refuse(ErrInvalid, "a 99th percentile of %v: want 100us to 10s, or auto", x.ResyncP99)
 	case x.Reserve > maxReserve:
 		return refuse(ErrInvalid, "a reserve of %d %%: want 0 to %d", x.Reserve, maxReserve)
 	}
@@ -94,6 +100,10 @@ func (s *State) Set(next Settings, now time.Time) (*Tx, error) {
 		tx.event(Info, "resync-rate", "", "resyncs compare and copy %s", atMost(next.ResyncRate,
 			"as fast as clients' latency allows"))
 	}
+	if next.ResyncP99 != old.ResyncP99 {
+		tx.event(Info, "resync-p99", "", "resyncs and moves slow down where the 99th percentile of clients' reads and "+
+			"writes is above %s", patience(next.ResyncP99))
+	}
 	if next.Reserve != old.Reserve {
 		tx.event(Info, "reserve", "", "clients' writes leave %d %% of each device to copies that are made anew or move",
 			next.Reserve)
@@ -106,6 +116,13 @@ func often(every time.Duration) string {
 		return "on order only"
 	}
 	return fmt.Sprintf("every %v", every)
+}
+
+func patience(p99 time.Duration) string {
+	if p99 == 0 {
+		return "5ms, or twice what it is without them"
+	}
+	return p99.String()
 }
 
 func atMost(rate uint64, unbounded string) string {

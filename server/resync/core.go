@@ -5,6 +5,7 @@ package resync
 import (
 	"cmp"
 	"slices"
+	"time"
 
 	"braid/cluster"
 	"braid/cluster/rules"
@@ -218,6 +219,7 @@ func (c *Core) Learn(now int64) {
 			c.polled = now - pollEvery
 		}
 	}
+	c.pace.short = c.short()
 	c.mutateReady()
 	for _, x := range c.copies {
 		if x.run != nil && x.run.dead && x.left == 0 {
@@ -230,8 +232,18 @@ func (c *Core) Learn(now int64) {
 	c.wantPeers()
 }
 
-// Load tells how long requests of this device's clients have taken lately, in
-// microseconds; 0: there were none.
+// short reports whether a group that this device catches up in has fewer copies in
+// sync than belong to it: not where one only moves.
+func (c *Core) short() bool {
+	m := c.gate.Map()
+	return slices.ContainsFunc(c.runs, func(r *run) bool {
+		pg, set := m.PG(r.t.PG), m.Sets[r.t.PG.Set()]
+		return pg != nil && set != nil && len(pg.InSync) < set.Replicas
+	})
+}
+
+// Load tells the 99th percentile of this device's clients' reads and writes of late,
+// in microseconds; 0: there were none.
 func (c *Core) Load(now int64, micros uint32) { c.pace.hear(now, 0, micros) }
 
 // Limit bounds the bytes that are compared and copied in a second, besides what the
@@ -244,6 +256,13 @@ func (c *Core) Limit(rate int64) {
 
 // Limited is the bound that holds; 0: none.
 func (c *Core) Limited() int64 { return c.pace.most }
+
+// Aim sets the 99th percentile of clients' reads and writes at which copying slows
+// down; 0: what the pacer finds right.
+func (c *Core) Aim(p99 time.Duration) { c.pace.aim = p99.Microseconds() }
+
+// Aimed is what was set; 0: nothing.
+func (c *Core) Aimed() time.Duration { return time.Duration(c.pace.aim) * time.Microsecond }
 
 // Tick lets time pass.
 func (c *Core) Tick(now int64) {

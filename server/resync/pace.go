@@ -14,41 +14,50 @@ const (
 	paceStart   = 32 << 20
 	paceCeiling = 4 << 30 // as good as no bound
 	paceEvery   = int64(100 * time.Millisecond)
-	paceWindow  = int64(5 * time.Second) // of the lowest latency
-	paceDip     = int64(200 * time.Millisecond)
+	paceStep    = int64(300 * time.Millisecond) // beside clients: what they see follows after that
+	paceAlone   = int64(800 * time.Millisecond) // at the floor, until what clients see is their own
+	paceKept    = int64(30 * time.Second)       // what was learned there holds so long
 	paceFresh   = int64(500 * time.Millisecond)
-	paceSlack   = 2000 // µs that latency may rise at least
+	pacePatient = int64(5 * time.Millisecond / time.Microsecond) // µs
 )
 
 // pacer sets how many bytes a second are compared and copied, by what that does to
-// clients. Each device that takes part, this one and the sources, tells how long
-// its clients' requests have taken lately. Where that exceeds twice the lowest
-// that was seen in the last seconds, copying slows down at once; while it does
-// not, it becomes faster step by step; where no client is served, quickly.
+// clients. Each device that takes part, this one and the sources, tells the 99th
+// percentile of its clients' reads and writes of late. Where that is above the aim,
+// copying slows down, at once and as often as what clients see has had the time to
+// follow; while it is not, copying becomes faster step by step; where no client is
+// served, quickly.
 //
-// What clients see without a copy beside them is learned in dips: when they come,
-// and once in each window, the rate is at its least for a moment.
+// The aim is what an operator has set. Otherwise it is 5 ms, or, on a device whose
+// clients wait for longer even if hardly anything is copied, twice that: it is learned
+// at the least rate, which comes by itself where the aim is too tight, and forgotten
+// after a while, since clients change. Where copies are missing the aim is twice as
+// much: until they are there, another fault may lose data.
 type pacer struct {
 	most  int64 // bytes per second; 0: no bound
+	short bool  // some group has fewer copies than it should
+	aim   int64 // µs, of the operator; 0: none
 	rate  int64 // as it is
-	full  int64 // outside of a dip
-	dip   int64 // until then, or since then there was none
 	busy  bool  // clients are served
+	wall  int64 // the rate at which clients suffered last; near to it, steps are small
+	low   int64 // since when the rate is at its least; 0: it is not
+	acted int64 // when the rate was changed last
 	asked int64 // when the rate was looked at last
+	began int64 // when counting of done began
 	done  int64 // bytes since
 	front map[cluster.DeviceID]*front
 }
 
-// front is what one device's clients see.
+// front is what one device's clients see, in µs.
 type front struct {
-	now       int64 // µs, newest
-	heard     int64
-	low, prev int64 // lowest of this window and of the one before
-	since     int64 // of this window
+	now     int64 // the 99th percentile, newest
+	heard   int64
+	alone   int64 // at the least rate; 0: not known
+	learned int64
 }
 
 func newPacer(most int64) pacer {
-	return pacer{most: most, rate: paceStart, full: paceStart, front: map[cluster.DeviceID]*front{}}
+	return pacer{most: most, rate: paceStart, front: map[cluster.DeviceID]*front{}}
 }
 
 // hear takes what a device says of its clients' requests: microseconds, 0: it has
@@ -59,60 +68,77 @@ func (p *pacer) hear(now int64, id cluster.DeviceID, micros uint32) {
 	}
 	f := p.front[id]
 	if f == nil {
-		f = &front{low: int64(micros), prev: int64(micros), since: now}
+		f = &front{}
 		p.front[id] = f
 	}
-	if now-f.since > paceWindow {
-		f.prev, f.low, f.since = f.low, int64(micros), now
-	}
-	f.now, f.heard, f.low = int64(micros), now, min(f.low, int64(micros))
+	f.now, f.heard = int64(micros), now
 }
 
-// tick sets the rate anew, from time to time.
-func (p *pacer) tick(now int64) {
-	passed := now - p.asked
-	if passed < paceEvery {
-		return
-	}
-	if now < p.dip {
-		return
-	}
-	// Where less is done than is allowed, the rate stays near to what is done, so
-	// that it need not come down from far when clients suffer.
-	if done := p.done * int64(time.Second) / passed; done > 0 && p.full > 4*done {
-		p.full = max(4*done, paceStart)
-	}
-	p.asked, p.done = now, 0
-	busy, hurt := false, false
+// suffer reports whether clients of any device are served, and wait for too long.
+func (p *pacer) suffer(now int64) (busy, hurt bool) {
 	for _, f := range p.front {
 		if now-f.heard > paceFresh {
 			continue
 		}
 		busy = true
-		low := min(f.low, f.prev)
-		hurt = hurt || f.now > low+max(low, paceSlack)
+		if f.alone != 0 && now-f.learned > paceKept {
+			f.alone = 0
+		}
+		if p.low != 0 && now-p.low >= paceAlone && (f.alone == 0 || f.now > 2*f.alone) {
+			f.alone, f.learned = f.now, now
+		}
+		aim := p.aim
+		if aim == 0 {
+			if aim = max(pacePatient, 2*f.alone); p.short {
+				aim *= 2
+			}
+		}
+		hurt = hurt || f.now > aim
 	}
+	return busy, hurt
+}
+
+// tick sets the rate anew, from time to time.
+func (p *pacer) tick(now int64) {
+	if now-p.asked < paceEvery {
+		return
+	}
+	p.asked = now
+	busy, hurt := p.suffer(now)
 	came := busy && !p.busy
 	p.busy = busy
+	if busy && !came && now-p.acted < paceStep {
+		return
+	}
+	// Where less is done than is allowed, the rate stays near to what is done, so
+	// that it need not come down from far when clients suffer.
+	if passed := now - p.began; passed > 0 && p.done > 0 {
+		if done := p.done * int64(time.Second) / passed; p.rate > 4*done {
+			p.rate = max(4*done, paceStart)
+		}
+	}
+	p.acted, p.began, p.done = now, now, 0
 	switch {
 	case came:
-		p.full = paceStart
+		p.rate, p.wall = paceStart, 0
 	case hurt:
-		p.full = p.full * 7 / 10
+		p.wall = p.rate
+		p.rate = p.rate * 7 / 10
+	case busy && p.rate > p.wall*8/10 && p.rate < p.wall*12/10:
+		p.rate += p.rate/40 + 1<<19
 	case busy:
-		p.full += p.full/10 + 1<<20
+		p.rate += p.rate/8 + 2<<20
 	default:
-		p.full *= 2
+		p.rate *= 2
 	}
-	p.full = min(max(p.full, paceFloor), paceCeiling)
+	p.rate = min(max(p.rate, paceFloor), paceCeiling)
 	if p.most > 0 {
-		p.full = min(p.full, p.most)
+		p.rate = min(p.rate, p.most)
 	}
-	p.rate = p.full
-	if came || busy && now-p.dip > paceWindow {
-		p.dip, p.rate = now+paceDip, min(p.full, paceFloor)
-	}
-	if came {
-		clear(p.front)
+	switch {
+	case p.rate > paceFloor:
+		p.low = 0
+	case p.low == 0:
+		p.low = now
 	}
 }
