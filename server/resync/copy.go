@@ -108,12 +108,13 @@ func (c *Core) startCopy(x *chunkCopy) bool {
 func (c *Core) begin(x *chunkCopy, r *run, k gate.Key) bool {
 	m := c.gate.Map()
 	v := m.Volumes[k.Volume]
-	if v == nil || v.Generation == 0 {
+	persisted := c.store.Generation(k.Volume)
+	// A volume's first client may have come here before the map that tells of it.
+	if v == nil || max(v.Generation, persisted, c.gate.Newest(k.Volume)) == 0 {
 		r.t.Clean(k, r.t.LastMark(k)) // deleted, or never written to: dropping it is not our part
 		return false
 	}
 	s, ok := c.source(r)
-	persisted := c.store.Generation(k.Volume)
 	w, needed := c.gate.Writer(k.Volume, persisted)
 	if c.cfg.Off.Has(rules.ChunkLock) {
 		needed = false

@@ -56,6 +56,22 @@ func TestStaleCopyIsBroughtBack(t *testing.T) {
 	}
 }
 
+// Goal: a target that has met a volume's first client copies what it skipped for it,
+// also as long as its map says that nobody has ever attached the volume.
+func TestClientComesBeforeItsMap(t *testing.T) {
+	w := stale(t)
+	w.missAll()
+	gen := w.gen
+	w.gen = 0
+	w.announce()
+	w.gen = gen
+	w.connect(devC)
+	w.joined()
+	if w.core.Stats().BytesCopied == 0 {
+		t.Error("nothing was copied")
+	}
+}
+
 // missAll evicts C after a write that only C has, with a tag larger than
 // anybody's, and changes chunks that it has.
 func (w *world) missAll() {
