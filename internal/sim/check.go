@@ -321,6 +321,10 @@ func (w *World) mapChanged(old, next *cluster.Map) {
 			if len(pg.InSync) == 0 {
 				w.failf("group %d has no in-sync replica (invariant 10)", pg.ID.Index())
 			}
+			if n := next.Sets[set].Replicas; len(pg.InSync) > n+1 || len(pg.InSync) > n && pg.Target != 0 {
+				w.failf("group %d of %d replicas has %v in sync and target %d: more than a client takes",
+					pg.ID.Index(), n, pg.InSync, pg.Target)
+			}
 			if before := old.PGs[set]; i < len(before) && before[i].Epoch != pg.Epoch {
 				w.regrouped(before[i], pg)
 				if w.holds(pg.ID) {

@@ -22,8 +22,8 @@ const DefaultGrace = time.Minute
 // only catch up do not count: they lack redundancy, moves do not.
 const maxMoves = 16
 
-// Move is a group that gets other devices. Come first take copies; Go leave only
-// when all of Want is in sync, so redundancy is never less than before.
+// Move is a group that gets other devices. Come first take copies; Go leave as
+// enough of them are in sync, so redundancy is never less than before (see shed).
 type Move struct {
 	PG    cluster.PGID
 	Want  []cluster.DeviceID

@@ -69,12 +69,24 @@ func (y *yard) carry(floor int) (copied int) {
 			}
 		})
 		n := y.resync()
+		y.wantBounded()
 		if copied += n; n == 0 && y.state().Settle(y.now).Empty() {
 			return copied
 		}
 	}
 	y.t.Fatal("moving does not come to an end")
 	return 0
+}
+
+// wantBounded fails where a group has more copies than a client takes.
+func (y *yard) wantBounded() {
+	y.t.Helper()
+	replicas := y.state().sets[y.volume.PGSet].Replicas
+	y.eachGroup(func(g *group) {
+		if n := len(g.InSync); n > replicas+1 || n > replicas && g.Target != 0 {
+			y.t.Fatalf("a group of %d replicas has %v in sync and target %d", replicas, g.InSync, g.Target)
+		}
+	})
 }
 
 func (y *yard) eachGroup(f func(*group)) {
@@ -222,6 +234,31 @@ func TestMovesThatMustNotBe(t *testing.T) {
 	}
 	_, _, err = y.state().PlanRemoval(ids(1), true, m, y.now)
 	wants(t, err, ErrRefused, "% full", "add devices")
+}
+
+// Goal: plans that replace each other half-way leave no copy behind that none of them
+// names any more, and never more copies of a group than a client takes.
+func TestPlansThatReplaceEachOther(t *testing.T) {
+	for replicas := 1; replicas <= 4; replicas++ {
+		y := newYard(t, 4, replicas)
+		for i := 4; i < 8; i++ {
+			y.reports = append(y.reports, report(i, 1))
+			y.register(y.reports[i])
+		}
+		for _, without := range [][]cluster.DeviceID{ids(1, 2, 3), ids(2, 3, 5, 6), ids(3, 4, 7, 8), ids(1, 5, 6, 7)} {
+			y.plan(without...)
+			for range 3 {
+				y.settle()
+				y.announce()
+				y.wantBounded()
+				y.resync()
+				y.wantBounded()
+			}
+		}
+		y.plan(ids(5, 6, 7, 8)...)
+		y.carry(replicas)
+		y.wantEven("back where it was", 1, 2, 3, 4)
+	}
 }
 
 // Goal: while paused, copies catch up and nothing moves; a removal that is taken

@@ -29,37 +29,59 @@ func (s *State) Move(plan MovePlan, why string, now time.Time) *Tx {
 	return tx
 }
 
-// retire ends a group's move: every wanted copy is in sync, so the others leave
-// by plan (rule 29).
+// retire ends a group's move: every copy that is to be there is in sync, so the others
+// leave by plan (rule 29). So does what an older plan has left behind. Until then those
+// leave that are more than enough: a client takes one copy more than there are to be.
 func (r *regroup) retire(id cluster.PGID, t *tally) {
 	g := r.now(id)
-	if g.Want == nil {
-		return
-	}
-	for _, d := range g.Want {
+	for _, d := range g.heading() {
 		if !slices.Contains(g.InSync, d) {
+			r.shed(id)
 			return
 		}
 	}
-	for _, d := range g.InSync {
-		if slices.Contains(g.Want, d) {
-			continue
-		}
+	extra := slices.DeleteFunc(slices.Clone(g.InSync), func(d cluster.DeviceID) bool {
+		return slices.Contains(g.heading(), d)
+	})
+	if g.Want == nil && len(extra) == 0 {
+		return
+	}
+	for _, d := range extra {
 		if ok, _ := r.s.mayLeave(id, g, d, func(cluster.VolumeID) bool { return false }); !ok {
 			return
 		}
 	}
-	for _, d := range slices.Clone(g.InSync) {
-		if !slices.Contains(g.Want, d) {
-			r.leave(id, d)
-		}
+	for _, d := range extra {
+		r.leave(id, d)
 	}
 	g = r.edit(id)
-	if g.Target != 0 && !slices.Contains(g.Want, g.Target) {
+	if g.Target != 0 && !slices.Contains(g.heading(), g.Target) {
 		r.giveUp(id)
 	}
-	g.Replicas, g.Want = g.Want, nil
-	t.moved++
+	if g.Want != nil {
+		g.Replicas, g.Want = g.Want, nil
+		t.moved++
+	}
+}
+
+// shed takes copies out that are not to stay, as long as there are more in sync than
+// the group is to have: first those that no plan names any more.
+func (r *regroup) shed(id cluster.PGID) {
+	replicas := r.s.sets[id.Set()].Replicas
+	for _, named := range []bool{false, true} {
+		for _, d := range slices.Clone(r.now(id).InSync) {
+			g := r.now(id)
+			if len(g.InSync) <= replicas {
+				return
+			}
+			if slices.Contains(g.heading(), d) || slices.Contains(g.Replicas, d) != named {
+				continue
+			}
+			if ok, _ := r.s.mayLeave(id, g, d, func(cluster.VolumeID) bool { return false }); ok {
+				r.leave(id, d)
+			}
+		}
+	}
 }
 
 // depart takes devices that are to be removed, and hold nothing any more, out of
@@ -113,6 +135,9 @@ func (s *State) moving() map[cluster.DeviceID]int {
 // that the group lacks none, so that it counts and can be paused.
 func (s *State) nextTarget(g *group, replicas int, ready map[cluster.DeviceID]bool, moving map[cluster.DeviceID]int,
 ) (device cluster.DeviceID, isMove bool) {
+	if len(g.InSync) > replicas {
+		return 0, false // first one leaves, see shed
+	}
 	lacks := len(g.InSync) < replicas
 	for _, d := range g.Replicas {
 		if ready[d] && !slices.Contains(g.InSync, d) && (lacks || slices.Contains(g.heading(), d)) {

@@ -69,9 +69,16 @@ func (c *Core) SetMap(now int64, m *cluster.Map, local func(*cluster.Device) boo
 			m.Version, c.cfg.Volume.Name, c.cfg.Volume.PGSet)
 	}
 	for i, pg := range table {
-		if pg == nil || len(pg.InSync) >= MaxCopies {
-			return fmt.Errorf("map version %d: group %d of set %d is missing or has more than %d "+
-				"in-sync replicas", m.Version, i, set.Number, MaxCopies-1)
+		members := 0
+		if pg != nil {
+			members = len(pg.InSync)
+			if pg.Target != 0 && !pg.Has(pg.Target) {
+				members++
+			}
+		}
+		if pg == nil || members > MaxCopies {
+			return fmt.Errorf("map version %d: group %d of set %d is missing or has more than %d copies, the "+
+				"one that is brought in sync included", m.Version, i, set.Number, MaxCopies)
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(m.Devices)) { // the same map, the same run

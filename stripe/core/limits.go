@@ -11,7 +11,7 @@ import (
 // Sizes of the fixed tables of one volume, and other bounds.
 const (
 	// MaxCopies is how many devices one chunk's writes can go to: up to four
-	// replicas and a resync target.
+	// replicas and a resync target, or a fifth one in sync until one of them leaves.
 	MaxCopies = 5
 	// MaxRequest is the longest read or write, bytes.
 	MaxRequest = cluster.ChunkSize
