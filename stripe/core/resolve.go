@@ -428,10 +428,9 @@ func (c *Core) forgetful(dev int32) {
 			c.restartJob(int32(i))
 		}
 	}
-	if d := &c.devs[dev]; d.isListed {
-		d.relists = true
-		c.collect(dev)
-	}
+	// It may have told its log before, or have come in sync since the attach, by a copy.
+	c.devs[dev].relists = true
+	c.collect(dev)
 }
 
 // hasSource reports whether some in-sync copy still holds everything that was
