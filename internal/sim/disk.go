@@ -112,12 +112,13 @@ func (d *Disk) write(p []byte, off int64) {
 
 func (d *Disk) put(at int32, s *sector) {
 	d.view[at] = s
-	if slices.Contains(d.wrong, at) {
-		d.righted = append(d.righted, at)
-	}
 	if d.through {
 		d.durable[at] = s
+		d.wrong = slices.DeleteFunc(d.wrong, func(i int32) bool { return i == at })
 		return
+	}
+	if slices.Contains(d.wrong, at) {
+		d.righted = append(d.righted, at)
 	}
 	d.cached = append(d.cached, cachedWrite{at, s})
 }

@@ -148,7 +148,11 @@ func (n *Node) retired(v *Volume, chunk uint64, last *seen) {
 		return
 	}
 	for _, f := range n.ios {
-		if x := f.io; x.Kind == store.IOWrite && !x.Meta && x.Off >= p.At && x.Off < p.At+cluster.ChunkSize {
+		x := f.io
+		if n.isMending(v.id, chunk) && x.Off == p.At+int64(n.mending.Offset) {
+			continue // the bytes that belong there
+		}
+		if x.Kind == store.IOWrite && !x.Meta && x.Off >= p.At && x.Off < p.At+cluster.ChunkSize {
 			n.w.failf("%s chunk %d leaves the activity log of %s with a write in flight (invariant 6)", v.name,
 				chunk, n.name)
 		}

@@ -8,6 +8,7 @@ import (
 	"braid/cluster"
 	"braid/mdm/state"
 	"braid/server/store"
+	"braid/transport"
 	"braid/transport/bio"
 )
 
@@ -183,7 +184,7 @@ func (w *World) strayNode(n *Node) {
 	n.disk.astray, n.disk.oneBlock = at[w.rng.IntN(len(at))], true
 	w.logf("the next block that %s writes lands at byte %d", n.name, n.disk.astray)
 	w.after(strayFor, evFault, n.id, func() { n.disk.astray = 0 })
-	w.after(20*ms, evFault, n.id, func() { w.searchStray(n) })
+	w.after(20*ms, evFault, n.id, func() { w.searchStray(n, w.now) })
 }
 
 // isWhole reports whether no fault is under way and no group lacks a copy.
@@ -230,25 +231,63 @@ func (w *World) isSpoilt() bool {
 	return slices.ContainsFunc(w.nodes, func(n *Node) bool { return n.disk.astray != 0 || len(n.disk.wrong) > 0 })
 }
 
-// searchStray reads what a stray write spoilt until all of it is mended, as a scrub
-// would. What nothing refers to any more needs no mending.
-func (w *World) searchStray(n *Node) {
+// searchStray reads what a stray write spoilt until all of it is mended. A client reads a
+// block from the same copy each time, as long as that one answers; when it has had the time
+// to find what it can find, the server looks itself, as a scrub would. What nothing refers
+// to any more needs no mending.
+func (w *World) searchStray(n *Node, since int64) {
 	d := n.disk
 	if n.state == nodeUp {
 		d.wrong = slices.DeleteFunc(d.wrong, func(at int32) bool {
 			v, first := w.blockAt(n, at)
-			if v != nil && v.serving() {
-				v.guest.submit(&request{r: bio.Request{Op: bio.Read}, first: first, count: 1})
-				if !slices.ContainsFunc(v.guest.live, func(q *request) bool { return q.r.Op == bio.Flush }) {
-					v.guest.submit(&request{r: bio.Request{Op: bio.Flush}})
-				}
+			if v == nil || !v.serving() {
+				return v == nil
 			}
-			return v == nil
+			if w.now-since > scrubAfter {
+				n.scrub(v, first, at)
+			} else {
+				v.guest.submit(&request{r: bio.Request{Op: bio.Read}, first: first, count: 1})
+			}
+			if !slices.ContainsFunc(v.guest.live, func(q *request) bool { return q.r.Op == bio.Flush }) {
+				v.guest.submit(&request{r: bio.Request{Op: bio.Flush}})
+			}
+			return false
 		})
 	}
 	if d.astray != 0 || len(d.wrong) > 0 {
-		w.after(50*ms, evFault, n.id, func() { w.searchStray(n) })
+		w.after(50*ms, evFault, n.id, func() { w.searchStray(n, since) })
 	}
+}
+
+// scrubAfter is when a scrub comes to what no client has met.
+const scrubAfter = strayFor + s1
+
+// scrub reads a block of the node's own, at that sector, and has it mended where it does not
+// match its checksum. One that does holds what it should: the same bytes went astray.
+func (n *Node) scrub(v *Volume, first uint64, sector int32) {
+	if n.mending != nil {
+		return
+	}
+	chunk, at := v.locate(first)
+	h := transport.Header{Chunk: chunk, Offset: uint32(at * block), Length: block}
+	j := &job{req: store.Request{Op: store.OpRead, Volume: v.id, Gen: n.core.Generation(v.id), Chunk: chunk,
+		Offset: h.Offset, Length: h.Length, Data: make([]byte, block), Sums: make([]byte, 8)}}
+	life := n.life
+	j.then = func(s transport.Status) {
+		matches := s == transport.StatusOK && (j.req.Hole || transport.VerifySums(j.req.Data, j.req.Sums) < 0)
+		switch {
+		case n.life != life:
+		case matches && !slices.Contains(n.disk.righted, sector):
+			n.disk.wrong = slices.DeleteFunc(n.disk.wrong, func(at int32) bool { return at == sector })
+		case matches: // mended, and nobody has anything to flush
+			if n.disk.failNext == (diskFault{}) && n.disk.lies == 0 {
+				_ = n.disk.Flush()
+			}
+		case n.mending == nil:
+			n.mendFrom(v, h)
+		}
+	}
+	n.submit(j)
 }
 
 // blockAt names the block whose place on a node's disk a sector is.

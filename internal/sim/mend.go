@@ -14,14 +14,14 @@ import (
 // what was there is overwritten. Until it is mended both sectors are known to be
 // wrong on this disk, and only there.
 func (d *Disk) strays(p []byte, off int64) {
-	for o := 0; o < len(p); o += sectorSize {
-		for _, at := range []int64{off, d.astray} {
-			d.wrong = append(d.wrong, int32((at+int64(o))/sectorSize))
-		}
-	}
 	to := d.astray
 	d.astray = 0
 	d.write(p, to)
+	for o := 0; o < len(p); o += sectorSize {
+		for _, at := range []int64{off, to} {
+			d.wrong = append(d.wrong, int32((at+int64(o))/sectorSize))
+		}
+	}
 	d.righted = nil
 	d.w.mark("misdirected write")
 }
@@ -57,7 +57,7 @@ func (n *Node) mendFrom(v *Volume, h transport.Header) {
 			Offset: h.Offset, Length: h.Length, Data: make([]byte, h.Length), Sums: make([]byte, h.Length/block*8)}
 		n.mending = &r
 		o.own(r, func(s transport.Status) {
-			if n.life == life {
+			if n.life == life && n.mending == &r { // else it was given up
 				n.mending = nil
 				if s == transport.StatusOK && transport.VerifySums(r.Data, r.Sums) < 0 {
 					n.repair(&r)
@@ -73,9 +73,9 @@ func (n *Node) mendFrom(v *Volume, h transport.Header) {
 	}
 }
 
-func (n *Node) repair(r *store.Request) {
-	life := n.life
-	n.mending = r
+func (n *Node) repair(good *store.Request) {
+	life, r := n.life, *good
+	n.mending = &r // another one than what mendFrom gives up after a while
 	n.own(store.Request{Op: store.OpRepair, Volume: r.Volume, Chunk: r.Chunk, Offset: r.Offset, Length: r.Length,
 		Data: r.Data, Sums: r.Sums}, func(s transport.Status) {
 		if n.life != life {

@@ -350,7 +350,10 @@ func (n *Node) isOpen(id gate.ConnID) bool {
 
 // own makes a request of the node's own store.
 func (n *Node) own(r store.Request, then func(transport.Status)) {
-	j := &job{req: r, then: then}
+	n.submit(&job{req: r, then: then})
+}
+
+func (n *Node) submit(j *job) {
 	j.req.Ctx = j
 	n.core.Submit(&j.req)
 	n.schedule()
