@@ -249,11 +249,15 @@ func (r *result) take(ctx context.Context, o options, b *backing, systems []syst
 	return errors.Join(append(failed, err)...)
 }
 
+// describe names the commit, and says whether its sources were changed since; what the
+// run itself writes is none of them.
+const describe = `echo "$(git describe --always)$(git diff --quiet HEAD -- . ':!perf/results' ':!docs' || echo -dirty)"`
+
 func versions(ctx context.Context) map[string]string {
 	v := map[string]string{}
 	for name, argv := range map[string][]string{
 		"fio": {"fio", "--version"}, "qemu-nbd": {"qemu-nbd", "--version"}, "nbdkit": {"nbdkit", "--version"},
-		"braid": {"git", "describe", "--always", "--dirty"}, "nbd-server": {"nbd-server", "-V"},
+		"braid": {"sh", "-c", describe}, "nbd-server": {"nbd-server", "-V"},
 		"go": {"go", "env", "GOVERSION"}, "ceph": {"ceph", "--version"},
 		"go-nbd": {"go", "list", "-m", "github.com/pojntfx/go-nbd"},
 	} {
