@@ -76,14 +76,17 @@ func (c *Core) stepMark(r *Request) {
 		c.al.touch(e)
 		r.al, r.stage = e, stageSpace
 	}
-	ent := &c.al.ent[r.al]
-	if ent.state == alDurable && r.Marks&^ent.durMarks == 0 {
-		ent.inflight--
-		c.reply(r, transport.StatusOK)
+	ent, status := &c.al.ent[r.al], transport.StatusOK
+	switch {
+	case r.Marks&^ent.marks != 0:
+		status = transport.StatusRetry // taken away meanwhile, by a stamp or since the chunk goes
+	case ent.state != alDurable || r.Marks&^ent.durMarks != 0:
+		c.al.queueAdd(r.al)
+		c.al.wait[r.al].push(r)
 		return
 	}
-	c.al.queueAdd(r.al)
-	c.al.wait[r.al].push(r)
+	ent.inflight--
+	c.reply(r, status)
 }
 
 // linkRegion joins an entry and the chunk that it speaks of.

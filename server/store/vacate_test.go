@@ -3,9 +3,11 @@
 package store
 
 import (
+	"slices"
 	"testing"
 
 	"braid/cluster"
+	"braid/transport"
 )
 
 // Goal: what is vacated is gone for good, activity-log entries and all, and
@@ -45,5 +47,34 @@ func TestVacate(t *testing.T) {
 		g.want(1, 1, 6, 0, 4096, 7)
 		g.want(1, 1, 7, 0, 4096, 0)
 		g.want(2, 1, 1, 0, 4096, 500)
+	}
+}
+
+// Goal: a mark that is taken away before it is durable is answered, and the device comes to
+// rest: it committed for ever. Method: the chunk goes in a commit that is under way.
+func TestVacateTakesAMarkAway(t *testing.T) {
+	g := newRig(t, testSize, Config{})
+	g.fence(1, 1)
+	g.must(writeReq(1, 1, 1, 0, 0, 4096, 1))
+	vacate := &Request{Op: OpVacate, Gone: func(cluster.VolumeID, uint64) bool { return true }}
+	g.core.Submit(vacate)
+	g.collect()
+	if len(g.pending) == 0 {
+		t.Fatal("no commit is under way")
+	}
+	mark := &Request{Op: OpMark, Volume: 1, Gen: 1, Chunk: 3, Marks: MarkTarget}
+	g.core.Submit(mark)
+	for range 1000 {
+		if g.collect(); len(g.pending) == 0 {
+			break
+		}
+		g.complete(0)
+	}
+	if len(g.pending) > 0 {
+		t.Error("the device does not come to rest")
+	}
+	if !slices.Contains(g.replies, vacate) || !slices.Contains(g.replies, mark) ||
+		mark.Status != transport.StatusRetry {
+		t.Errorf("answers to %d requests; the mark's status is %d", len(g.replies), mark.Status)
 	}
 }
