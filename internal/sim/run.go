@@ -258,6 +258,9 @@ func (w *World) unrest() string {
 			return why
 		}
 	}
+	if n := w.mdm.st.MovesLeft(nil).Groups; n > 0 && w.cfg.Resync {
+		return fmt.Sprintf("%d groups are still to move", n)
+	}
 	return ""
 }
 
