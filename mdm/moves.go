@@ -90,6 +90,9 @@ func (a *api) toPlan(p state.MovePlan) *pb.MovePlan {
 			After: f.After, Comes: f.Comes, Goes: f.Goes})
 		out.Seconds = max(out.Seconds, (f.Comes+out.Rate-1)/out.Rate)
 	}
+	for _, f := range p.Flows {
+		out.Flows = append(out.Flows, &pb.Flow{From: uint32(f.From), To: uint32(f.To), Bytes: f.Bytes})
+	}
 	return out
 }
 

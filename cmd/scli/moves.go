@@ -4,9 +4,12 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -27,6 +30,7 @@ type movePlan struct {
 	Rebuilt  uint32   `json:"rebuilt"`
 	Bytes    uint64   `json:"bytes"`
 	Devices  []fill   `json:"devices"`
+	Flows    []flow   `json:"flows"`
 	Warnings []string `json:"warnings"`
 	Rate     uint64   `json:"assumed_rate"` // bytes per second that a device takes
 	Seconds  uint64   `json:"seconds"`      // that it takes then
@@ -40,6 +44,13 @@ type fill struct {
 	After  uint64 `json:"after"`
 	Comes  uint64 `json:"comes"`
 	Goes   uint64 `json:"goes"`
+}
+
+// flow is what one device reads and another one takes in, bytes.
+type flow struct {
+	From  uint32 `json:"from"`
+	To    uint32 `json:"to"`
+	Bytes uint64 `json:"bytes"`
 }
 
 // moves is what -o json prints of what is moving.
@@ -57,10 +68,13 @@ type moves struct {
 
 func toMovePlan(p *pb.MovePlan) movePlan {
 	out := movePlan{Groups: p.Groups, Copies: p.Copies, Least: p.Least, Rebuilt: p.Rebuilt, Bytes: p.Bytes,
-		Devices: []fill{}, Warnings: append([]string{}, p.Warnings...),
+		Devices: []fill{}, Flows: []flow{}, Warnings: append([]string{}, p.Warnings...),
 		Rate: p.Rate, Seconds: p.Seconds}
 	for _, f := range p.Fill {
 		out.Devices = append(out.Devices, fill{f.Device, f.Name, f.Size, f.Used, f.After, f.Comes, f.Goes})
+	}
+	for _, f := range p.Flows {
+		out.Flows = append(out.Flows, flow{f.From, f.To, f.Bytes})
 	}
 	return out
 }
@@ -105,9 +119,46 @@ func (a *app) showPlan(p movePlan) {
 		printTable(a.out, []string{">DEVICE", "PATH", ">SIZE", ">USED NOW", ">", ">COMES", ">GOES", ">AFTER", ">"},
 			rows)
 	}
+	if rows, more := p.between(); len(rows) > 0 {
+		fmt.Fprintln(a.out, "\nCopies are read from all that are in sync, in turn:")
+		printTable(a.out, []string{"FROM", "TO", ">ABOUT"}, rows)
+		if more != "" {
+			fmt.Fprintln(a.out, more)
+		}
+	}
 	for _, w := range p.Warnings {
 		fmt.Fprintln(a.warn, "warning:", w)
 	}
+}
+
+// maxPairs is how many pairs of servers a plan shows to people.
+const maxPairs = 20
+
+// between sums up what flows between servers, the most first; more tells of the rest.
+func (p movePlan) between() (rows [][]string, more string) {
+	server := map[uint32]string{}
+	for _, f := range p.Devices {
+		server[f.Device], _, _ = strings.Cut(f.Name, ":")
+	}
+	sums := map[[2]string]uint64{}
+	for _, f := range p.Flows {
+		sums[[2]string{server[f.From], server[f.To]}] += f.Bytes
+	}
+	pairs := slices.SortedFunc(maps.Keys(sums), func(a, b [2]string) int {
+		return cmp.Or(cmp.Compare(sums[b], sums[a]), slices.Compare(a[:], b[:]))
+	})
+	rest := uint64(0)
+	for i, pair := range pairs {
+		if i < maxPairs {
+			rows = append(rows, []string{pair[0], pair[1], size(sums[pair])})
+		} else {
+			rest += sums[pair]
+		}
+	}
+	if n := len(pairs) - maxPairs; n > 0 {
+		more = fmt.Sprintf("and %d more, %s together; -o json has each pair of devices", n, size(rest))
+	}
+	return rows, more
 }
 
 // movesText says what is moving.

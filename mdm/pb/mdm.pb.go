@@ -3883,6 +3883,66 @@ func (x *Fill) GetGoes() uint64 {
 	return 0
 }
 
+type Flow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          uint32                 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
+	To            uint32                 `protobuf:"varint,2,opt,name=to,proto3" json:"to,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Flow) Reset() {
+	*x = Flow{}
+	mi := &file_mdm_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Flow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Flow) ProtoMessage() {}
+
+func (x *Flow) ProtoReflect() protoreflect.Message {
+	mi := &file_mdm_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Flow.ProtoReflect.Descriptor instead.
+func (*Flow) Descriptor() ([]byte, []int) {
+	return file_mdm_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *Flow) GetFrom() uint32 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *Flow) GetTo() uint32 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+func (x *Flow) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 type MovePlan struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Groups        uint32                 `protobuf:"varint,1,opt,name=groups,proto3" json:"groups,omitempty"`   // that get other devices
@@ -3894,13 +3954,14 @@ type MovePlan struct {
 	Warnings      []string               `protobuf:"bytes,7,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	Rate          uint64                 `protobuf:"varint,8,opt,name=rate,proto3" json:"rate,omitempty"`       // bytes per second that a device is assumed to take
 	Seconds       uint64                 `protobuf:"varint,9,opt,name=seconds,proto3" json:"seconds,omitempty"` // that the plan then takes
+	Flows         []*Flow                `protobuf:"bytes,10,rep,name=flows,proto3" json:"flows,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MovePlan) Reset() {
 	*x = MovePlan{}
-	mi := &file_mdm_proto_msgTypes[53]
+	mi := &file_mdm_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3912,7 +3973,7 @@ func (x *MovePlan) String() string {
 func (*MovePlan) ProtoMessage() {}
 
 func (x *MovePlan) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[53]
+	mi := &file_mdm_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3925,7 +3986,7 @@ func (x *MovePlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MovePlan.ProtoReflect.Descriptor instead.
 func (*MovePlan) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{53}
+	return file_mdm_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *MovePlan) GetGroups() uint32 {
@@ -3991,6 +4052,13 @@ func (x *MovePlan) GetSeconds() uint64 {
 	return 0
 }
 
+func (x *MovePlan) GetFlows() []*Flow {
+	if x != nil {
+		return x.Flows
+	}
+	return nil
+}
+
 type PlanMovesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Without       []uint32               `protobuf:"varint,1,rep,packed,name=without,proto3" json:"without,omitempty"`
@@ -4000,7 +4068,7 @@ type PlanMovesRequest struct {
 
 func (x *PlanMovesRequest) Reset() {
 	*x = PlanMovesRequest{}
-	mi := &file_mdm_proto_msgTypes[54]
+	mi := &file_mdm_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4012,7 +4080,7 @@ func (x *PlanMovesRequest) String() string {
 func (*PlanMovesRequest) ProtoMessage() {}
 
 func (x *PlanMovesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[54]
+	mi := &file_mdm_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4025,7 +4093,7 @@ func (x *PlanMovesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanMovesRequest.ProtoReflect.Descriptor instead.
 func (*PlanMovesRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{54}
+	return file_mdm_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *PlanMovesRequest) GetWithout() []uint32 {
@@ -4047,7 +4115,7 @@ type EvacuateRequest struct {
 
 func (x *EvacuateRequest) Reset() {
 	*x = EvacuateRequest{}
-	mi := &file_mdm_proto_msgTypes[55]
+	mi := &file_mdm_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4059,7 +4127,7 @@ func (x *EvacuateRequest) String() string {
 func (*EvacuateRequest) ProtoMessage() {}
 
 func (x *EvacuateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[55]
+	mi := &file_mdm_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4072,7 +4140,7 @@ func (x *EvacuateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvacuateRequest.ProtoReflect.Descriptor instead.
 func (*EvacuateRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{55}
+	return file_mdm_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *EvacuateRequest) GetDevices() []uint32 {
@@ -4111,7 +4179,7 @@ type MovesRequest struct {
 
 func (x *MovesRequest) Reset() {
 	*x = MovesRequest{}
-	mi := &file_mdm_proto_msgTypes[56]
+	mi := &file_mdm_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4123,7 +4191,7 @@ func (x *MovesRequest) String() string {
 func (*MovesRequest) ProtoMessage() {}
 
 func (x *MovesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[56]
+	mi := &file_mdm_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4136,7 +4204,7 @@ func (x *MovesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MovesRequest.ProtoReflect.Descriptor instead.
 func (*MovesRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{56}
+	return file_mdm_proto_rawDescGZIP(), []int{57}
 }
 
 type MovesResponse struct {
@@ -4155,7 +4223,7 @@ type MovesResponse struct {
 
 func (x *MovesResponse) Reset() {
 	*x = MovesResponse{}
-	mi := &file_mdm_proto_msgTypes[57]
+	mi := &file_mdm_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4167,7 +4235,7 @@ func (x *MovesResponse) String() string {
 func (*MovesResponse) ProtoMessage() {}
 
 func (x *MovesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[57]
+	mi := &file_mdm_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4180,7 +4248,7 @@ func (x *MovesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MovesResponse.ProtoReflect.Descriptor instead.
 func (*MovesResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{57}
+	return file_mdm_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *MovesResponse) GetGroups() uint32 {
@@ -4249,7 +4317,7 @@ type SetMovesRequest struct {
 
 func (x *SetMovesRequest) Reset() {
 	*x = SetMovesRequest{}
-	mi := &file_mdm_proto_msgTypes[58]
+	mi := &file_mdm_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4261,7 +4329,7 @@ func (x *SetMovesRequest) String() string {
 func (*SetMovesRequest) ProtoMessage() {}
 
 func (x *SetMovesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[58]
+	mi := &file_mdm_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4274,7 +4342,7 @@ func (x *SetMovesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMovesRequest.ProtoReflect.Descriptor instead.
 func (*SetMovesRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{58}
+	return file_mdm_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *SetMovesRequest) GetPaused() bool {
@@ -4305,7 +4373,7 @@ type Settings struct {
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_mdm_proto_msgTypes[59]
+	mi := &file_mdm_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4317,7 +4385,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[59]
+	mi := &file_mdm_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4330,7 +4398,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{59}
+	return file_mdm_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Settings) GetScrubEveryMs() uint64 {
@@ -4376,7 +4444,7 @@ type SettingsRequest struct {
 
 func (x *SettingsRequest) Reset() {
 	*x = SettingsRequest{}
-	mi := &file_mdm_proto_msgTypes[60]
+	mi := &file_mdm_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4388,7 +4456,7 @@ func (x *SettingsRequest) String() string {
 func (*SettingsRequest) ProtoMessage() {}
 
 func (x *SettingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[60]
+	mi := &file_mdm_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4401,7 +4469,7 @@ func (x *SettingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SettingsRequest.ProtoReflect.Descriptor instead.
 func (*SettingsRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{60}
+	return file_mdm_proto_rawDescGZIP(), []int{61}
 }
 
 type SetSettingsRequest struct {
@@ -4417,7 +4485,7 @@ type SetSettingsRequest struct {
 
 func (x *SetSettingsRequest) Reset() {
 	*x = SetSettingsRequest{}
-	mi := &file_mdm_proto_msgTypes[61]
+	mi := &file_mdm_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4429,7 +4497,7 @@ func (x *SetSettingsRequest) String() string {
 func (*SetSettingsRequest) ProtoMessage() {}
 
 func (x *SetSettingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[61]
+	mi := &file_mdm_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4442,7 +4510,7 @@ func (x *SetSettingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSettingsRequest.ProtoReflect.Descriptor instead.
 func (*SetSettingsRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{61}
+	return file_mdm_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *SetSettingsRequest) GetScrubEveryMs() uint64 {
@@ -4494,7 +4562,7 @@ type DrillOrder struct {
 
 func (x *DrillOrder) Reset() {
 	*x = DrillOrder{}
-	mi := &file_mdm_proto_msgTypes[62]
+	mi := &file_mdm_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4506,7 +4574,7 @@ func (x *DrillOrder) String() string {
 func (*DrillOrder) ProtoMessage() {}
 
 func (x *DrillOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[62]
+	mi := &file_mdm_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4519,7 +4587,7 @@ func (x *DrillOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrillOrder.ProtoReflect.Descriptor instead.
 func (*DrillOrder) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{62}
+	return file_mdm_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *DrillOrder) GetId() uint64 {
@@ -4571,7 +4639,7 @@ type DrillRequest struct {
 
 func (x *DrillRequest) Reset() {
 	*x = DrillRequest{}
-	mi := &file_mdm_proto_msgTypes[63]
+	mi := &file_mdm_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4583,7 +4651,7 @@ func (x *DrillRequest) String() string {
 func (*DrillRequest) ProtoMessage() {}
 
 func (x *DrillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[63]
+	mi := &file_mdm_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4596,7 +4664,7 @@ func (x *DrillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrillRequest.ProtoReflect.Descriptor instead.
 func (*DrillRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{63}
+	return file_mdm_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *DrillRequest) GetKind() string {
@@ -4650,7 +4718,7 @@ type DrillResponse struct {
 
 func (x *DrillResponse) Reset() {
 	*x = DrillResponse{}
-	mi := &file_mdm_proto_msgTypes[64]
+	mi := &file_mdm_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4662,7 +4730,7 @@ func (x *DrillResponse) String() string {
 func (*DrillResponse) ProtoMessage() {}
 
 func (x *DrillResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[64]
+	mi := &file_mdm_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4675,7 +4743,7 @@ func (x *DrillResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrillResponse.ProtoReflect.Descriptor instead.
 func (*DrillResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{64}
+	return file_mdm_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *DrillResponse) GetWithinMs() uint64 {
@@ -4697,7 +4765,7 @@ type SpareDevicesRequest struct {
 
 func (x *SpareDevicesRequest) Reset() {
 	*x = SpareDevicesRequest{}
-	mi := &file_mdm_proto_msgTypes[65]
+	mi := &file_mdm_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4709,7 +4777,7 @@ func (x *SpareDevicesRequest) String() string {
 func (*SpareDevicesRequest) ProtoMessage() {}
 
 func (x *SpareDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[65]
+	mi := &file_mdm_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4722,7 +4790,7 @@ func (x *SpareDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpareDevicesRequest.ProtoReflect.Descriptor instead.
 func (*SpareDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{65}
+	return file_mdm_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *SpareDevicesRequest) GetDevices() []uint32 {
@@ -4758,7 +4826,7 @@ type Expansion struct {
 
 func (x *Expansion) Reset() {
 	*x = Expansion{}
-	mi := &file_mdm_proto_msgTypes[66]
+	mi := &file_mdm_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4770,7 +4838,7 @@ func (x *Expansion) String() string {
 func (*Expansion) ProtoMessage() {}
 
 func (x *Expansion) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[66]
+	mi := &file_mdm_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4783,7 +4851,7 @@ func (x *Expansion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Expansion.ProtoReflect.Descriptor instead.
 func (*Expansion) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{66}
+	return file_mdm_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Expansion) GetAtMs() int64 {
@@ -4822,7 +4890,7 @@ type AutopilotRequest struct {
 
 func (x *AutopilotRequest) Reset() {
 	*x = AutopilotRequest{}
-	mi := &file_mdm_proto_msgTypes[67]
+	mi := &file_mdm_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4834,7 +4902,7 @@ func (x *AutopilotRequest) String() string {
 func (*AutopilotRequest) ProtoMessage() {}
 
 func (x *AutopilotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[67]
+	mi := &file_mdm_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4847,7 +4915,7 @@ func (x *AutopilotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AutopilotRequest.ProtoReflect.Descriptor instead.
 func (*AutopilotRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{67}
+	return file_mdm_proto_rawDescGZIP(), []int{68}
 }
 
 type Autopilot struct {
@@ -4869,7 +4937,7 @@ type Autopilot struct {
 
 func (x *Autopilot) Reset() {
 	*x = Autopilot{}
-	mi := &file_mdm_proto_msgTypes[68]
+	mi := &file_mdm_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4881,7 +4949,7 @@ func (x *Autopilot) String() string {
 func (*Autopilot) ProtoMessage() {}
 
 func (x *Autopilot) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[68]
+	mi := &file_mdm_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4894,7 +4962,7 @@ func (x *Autopilot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Autopilot.ProtoReflect.Descriptor instead.
 func (*Autopilot) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{68}
+	return file_mdm_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Autopilot) GetMode() string {
@@ -4986,7 +5054,7 @@ type SetAutopilotRequest struct {
 
 func (x *SetAutopilotRequest) Reset() {
 	*x = SetAutopilotRequest{}
-	mi := &file_mdm_proto_msgTypes[69]
+	mi := &file_mdm_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4998,7 +5066,7 @@ func (x *SetAutopilotRequest) String() string {
 func (*SetAutopilotRequest) ProtoMessage() {}
 
 func (x *SetAutopilotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[69]
+	mi := &file_mdm_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5011,7 +5079,7 @@ func (x *SetAutopilotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAutopilotRequest.ProtoReflect.Descriptor instead.
 func (*SetAutopilotRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{69}
+	return file_mdm_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *SetAutopilotRequest) GetMode() string {
@@ -5053,7 +5121,7 @@ type MaintainRequest struct {
 
 func (x *MaintainRequest) Reset() {
 	*x = MaintainRequest{}
-	mi := &file_mdm_proto_msgTypes[70]
+	mi := &file_mdm_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5065,7 +5133,7 @@ func (x *MaintainRequest) String() string {
 func (*MaintainRequest) ProtoMessage() {}
 
 func (x *MaintainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[70]
+	mi := &file_mdm_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5078,7 +5146,7 @@ func (x *MaintainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MaintainRequest.ProtoReflect.Descriptor instead.
 func (*MaintainRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{70}
+	return file_mdm_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *MaintainRequest) GetServer() string {
@@ -5111,7 +5179,7 @@ type MaintainResponse struct {
 
 func (x *MaintainResponse) Reset() {
 	*x = MaintainResponse{}
-	mi := &file_mdm_proto_msgTypes[71]
+	mi := &file_mdm_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5123,7 +5191,7 @@ func (x *MaintainResponse) String() string {
 func (*MaintainResponse) ProtoMessage() {}
 
 func (x *MaintainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[71]
+	mi := &file_mdm_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5136,7 +5204,7 @@ func (x *MaintainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MaintainResponse.ProtoReflect.Descriptor instead.
 func (*MaintainResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{71}
+	return file_mdm_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *MaintainResponse) GetGroupsLeft() uint32 {
@@ -5160,7 +5228,7 @@ type ScrubRequest struct {
 
 func (x *ScrubRequest) Reset() {
 	*x = ScrubRequest{}
-	mi := &file_mdm_proto_msgTypes[72]
+	mi := &file_mdm_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5172,7 +5240,7 @@ func (x *ScrubRequest) String() string {
 func (*ScrubRequest) ProtoMessage() {}
 
 func (x *ScrubRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[72]
+	mi := &file_mdm_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5185,7 +5253,7 @@ func (x *ScrubRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubRequest.ProtoReflect.Descriptor instead.
 func (*ScrubRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{72}
+	return file_mdm_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ScrubRequest) GetDevices() []uint32 {
@@ -5224,7 +5292,7 @@ type ScrubStatusRequest struct {
 
 func (x *ScrubStatusRequest) Reset() {
 	*x = ScrubStatusRequest{}
-	mi := &file_mdm_proto_msgTypes[73]
+	mi := &file_mdm_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5236,7 +5304,7 @@ func (x *ScrubStatusRequest) String() string {
 func (*ScrubStatusRequest) ProtoMessage() {}
 
 func (x *ScrubStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[73]
+	mi := &file_mdm_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5249,7 +5317,7 @@ func (x *ScrubStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubStatusRequest.ProtoReflect.Descriptor instead.
 func (*ScrubStatusRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{73}
+	return file_mdm_proto_rawDescGZIP(), []int{74}
 }
 
 type ScrubStatusResponse struct {
@@ -5262,7 +5330,7 @@ type ScrubStatusResponse struct {
 
 func (x *ScrubStatusResponse) Reset() {
 	*x = ScrubStatusResponse{}
-	mi := &file_mdm_proto_msgTypes[74]
+	mi := &file_mdm_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5274,7 +5342,7 @@ func (x *ScrubStatusResponse) String() string {
 func (*ScrubStatusResponse) ProtoMessage() {}
 
 func (x *ScrubStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[74]
+	mi := &file_mdm_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5287,7 +5355,7 @@ func (x *ScrubStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubStatusResponse.ProtoReflect.Descriptor instead.
 func (*ScrubStatusResponse) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{74}
+	return file_mdm_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ScrubStatusResponse) GetDevices() []*DeviceScrub {
@@ -5320,7 +5388,7 @@ type DeviceScrub struct {
 
 func (x *DeviceScrub) Reset() {
 	*x = DeviceScrub{}
-	mi := &file_mdm_proto_msgTypes[75]
+	mi := &file_mdm_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5332,7 +5400,7 @@ func (x *DeviceScrub) String() string {
 func (*DeviceScrub) ProtoMessage() {}
 
 func (x *DeviceScrub) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[75]
+	mi := &file_mdm_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5345,7 +5413,7 @@ func (x *DeviceScrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceScrub.ProtoReflect.Descriptor instead.
 func (*DeviceScrub) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{75}
+	return file_mdm_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *DeviceScrub) GetDevice() uint32 {
@@ -5418,7 +5486,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_mdm_proto_msgTypes[76]
+	mi := &file_mdm_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5430,7 +5498,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[76]
+	mi := &file_mdm_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5443,7 +5511,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{76}
+	return file_mdm_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -5499,7 +5567,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_mdm_proto_msgTypes[77]
+	mi := &file_mdm_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5511,7 +5579,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mdm_proto_msgTypes[77]
+	mi := &file_mdm_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5524,7 +5592,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_mdm_proto_rawDescGZIP(), []int{77}
+	return file_mdm_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *EventsRequest) GetAfter() uint64 {
@@ -5888,7 +5956,11 @@ const file_mdm_proto_rawDesc = "" +
 	"\x04used\x18\x04 \x01(\x04R\x04used\x12\x14\n" +
 	"\x05after\x18\x05 \x01(\x04R\x05after\x12\x14\n" +
 	"\x05comes\x18\x06 \x01(\x04R\x05comes\x12\x12\n" +
-	"\x04goes\x18\a \x01(\x04R\x04goes\"\xf2\x01\n" +
+	"\x04goes\x18\a \x01(\x04R\x04goes\"@\n" +
+	"\x04Flow\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\rR\x04from\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\rR\x02to\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\"\x9c\x02\n" +
 	"\bMovePlan\x12\x16\n" +
 	"\x06groups\x18\x01 \x01(\rR\x06groups\x12\x16\n" +
 	"\x06copies\x18\x02 \x01(\rR\x06copies\x12\x14\n" +
@@ -5898,7 +5970,9 @@ const file_mdm_proto_rawDesc = "" +
 	"\x04fill\x18\x06 \x03(\v2\x12.braid.mdm.v1.FillR\x04fill\x12\x1a\n" +
 	"\bwarnings\x18\a \x03(\tR\bwarnings\x12\x12\n" +
 	"\x04rate\x18\b \x01(\x04R\x04rate\x12\x18\n" +
-	"\aseconds\x18\t \x01(\x04R\aseconds\",\n" +
+	"\aseconds\x18\t \x01(\x04R\aseconds\x12(\n" +
+	"\x05flows\x18\n" +
+	" \x03(\v2\x12.braid.mdm.v1.FlowR\x05flows\",\n" +
 	"\x10PlanMovesRequest\x12\x18\n" +
 	"\awithout\x18\x01 \x03(\rR\awithout\"t\n" +
 	"\x0fEvacuateRequest\x12\x18\n" +
@@ -6082,7 +6156,7 @@ func file_mdm_proto_rawDescGZIP() []byte {
 	return file_mdm_proto_rawDescData
 }
 
-var file_mdm_proto_msgTypes = make([]protoimpl.MessageInfo, 79)
+var file_mdm_proto_msgTypes = make([]protoimpl.MessageInfo, 80)
 var file_mdm_proto_goTypes = []any{
 	(*Device)(nil),                 // 0: braid.mdm.v1.Device
 	(*PGSet)(nil),                  // 1: braid.mdm.v1.PGSet
@@ -6137,32 +6211,33 @@ var file_mdm_proto_goTypes = []any{
 	(*RemoveDeviceRequest)(nil),    // 50: braid.mdm.v1.RemoveDeviceRequest
 	(*RemoveDeviceResponse)(nil),   // 51: braid.mdm.v1.RemoveDeviceResponse
 	(*Fill)(nil),                   // 52: braid.mdm.v1.Fill
-	(*MovePlan)(nil),               // 53: braid.mdm.v1.MovePlan
-	(*PlanMovesRequest)(nil),       // 54: braid.mdm.v1.PlanMovesRequest
-	(*EvacuateRequest)(nil),        // 55: braid.mdm.v1.EvacuateRequest
-	(*MovesRequest)(nil),           // 56: braid.mdm.v1.MovesRequest
-	(*MovesResponse)(nil),          // 57: braid.mdm.v1.MovesResponse
-	(*SetMovesRequest)(nil),        // 58: braid.mdm.v1.SetMovesRequest
-	(*Settings)(nil),               // 59: braid.mdm.v1.Settings
-	(*SettingsRequest)(nil),        // 60: braid.mdm.v1.SettingsRequest
-	(*SetSettingsRequest)(nil),     // 61: braid.mdm.v1.SetSettingsRequest
-	(*DrillOrder)(nil),             // 62: braid.mdm.v1.DrillOrder
-	(*DrillRequest)(nil),           // 63: braid.mdm.v1.DrillRequest
-	(*DrillResponse)(nil),          // 64: braid.mdm.v1.DrillResponse
-	(*SpareDevicesRequest)(nil),    // 65: braid.mdm.v1.SpareDevicesRequest
-	(*Expansion)(nil),              // 66: braid.mdm.v1.Expansion
-	(*AutopilotRequest)(nil),       // 67: braid.mdm.v1.AutopilotRequest
-	(*Autopilot)(nil),              // 68: braid.mdm.v1.Autopilot
-	(*SetAutopilotRequest)(nil),    // 69: braid.mdm.v1.SetAutopilotRequest
-	(*MaintainRequest)(nil),        // 70: braid.mdm.v1.MaintainRequest
-	(*MaintainResponse)(nil),       // 71: braid.mdm.v1.MaintainResponse
-	(*ScrubRequest)(nil),           // 72: braid.mdm.v1.ScrubRequest
-	(*ScrubStatusRequest)(nil),     // 73: braid.mdm.v1.ScrubStatusRequest
-	(*ScrubStatusResponse)(nil),    // 74: braid.mdm.v1.ScrubStatusResponse
-	(*DeviceScrub)(nil),            // 75: braid.mdm.v1.DeviceScrub
-	(*Event)(nil),                  // 76: braid.mdm.v1.Event
-	(*EventsRequest)(nil),          // 77: braid.mdm.v1.EventsRequest
-	nil,                            // 78: braid.mdm.v1.DeviceReport.VolumesEntry
+	(*Flow)(nil),                   // 53: braid.mdm.v1.Flow
+	(*MovePlan)(nil),               // 54: braid.mdm.v1.MovePlan
+	(*PlanMovesRequest)(nil),       // 55: braid.mdm.v1.PlanMovesRequest
+	(*EvacuateRequest)(nil),        // 56: braid.mdm.v1.EvacuateRequest
+	(*MovesRequest)(nil),           // 57: braid.mdm.v1.MovesRequest
+	(*MovesResponse)(nil),          // 58: braid.mdm.v1.MovesResponse
+	(*SetMovesRequest)(nil),        // 59: braid.mdm.v1.SetMovesRequest
+	(*Settings)(nil),               // 60: braid.mdm.v1.Settings
+	(*SettingsRequest)(nil),        // 61: braid.mdm.v1.SettingsRequest
+	(*SetSettingsRequest)(nil),     // 62: braid.mdm.v1.SetSettingsRequest
+	(*DrillOrder)(nil),             // 63: braid.mdm.v1.DrillOrder
+	(*DrillRequest)(nil),           // 64: braid.mdm.v1.DrillRequest
+	(*DrillResponse)(nil),          // 65: braid.mdm.v1.DrillResponse
+	(*SpareDevicesRequest)(nil),    // 66: braid.mdm.v1.SpareDevicesRequest
+	(*Expansion)(nil),              // 67: braid.mdm.v1.Expansion
+	(*AutopilotRequest)(nil),       // 68: braid.mdm.v1.AutopilotRequest
+	(*Autopilot)(nil),              // 69: braid.mdm.v1.Autopilot
+	(*SetAutopilotRequest)(nil),    // 70: braid.mdm.v1.SetAutopilotRequest
+	(*MaintainRequest)(nil),        // 71: braid.mdm.v1.MaintainRequest
+	(*MaintainResponse)(nil),       // 72: braid.mdm.v1.MaintainResponse
+	(*ScrubRequest)(nil),           // 73: braid.mdm.v1.ScrubRequest
+	(*ScrubStatusRequest)(nil),     // 74: braid.mdm.v1.ScrubStatusRequest
+	(*ScrubStatusResponse)(nil),    // 75: braid.mdm.v1.ScrubStatusResponse
+	(*DeviceScrub)(nil),            // 76: braid.mdm.v1.DeviceScrub
+	(*Event)(nil),                  // 77: braid.mdm.v1.Event
+	(*EventsRequest)(nil),          // 78: braid.mdm.v1.EventsRequest
+	nil,                            // 79: braid.mdm.v1.DeviceReport.VolumesEntry
 }
 var file_mdm_proto_depIdxs = []int32{
 	0,  // 0: braid.mdm.v1.MapDelta.devices:type_name -> braid.mdm.v1.Device
@@ -6170,12 +6245,12 @@ var file_mdm_proto_depIdxs = []int32{
 	2,  // 2: braid.mdm.v1.MapDelta.pgs:type_name -> braid.mdm.v1.PG
 	3,  // 3: braid.mdm.v1.MapDelta.volumes:type_name -> braid.mdm.v1.Volume
 	7,  // 4: braid.mdm.v1.RegisterServerRequest.devices:type_name -> braid.mdm.v1.DeviceReport
-	78, // 5: braid.mdm.v1.DeviceReport.volumes:type_name -> braid.mdm.v1.DeviceReport.VolumesEntry
+	79, // 5: braid.mdm.v1.DeviceReport.volumes:type_name -> braid.mdm.v1.DeviceReport.VolumesEntry
 	8,  // 6: braid.mdm.v1.DeviceReport.resync:type_name -> braid.mdm.v1.ResyncReport
 	9,  // 7: braid.mdm.v1.DeviceReport.scrub:type_name -> braid.mdm.v1.ScrubReport
 	7,  // 8: braid.mdm.v1.RenewServerRequest.devices:type_name -> braid.mdm.v1.DeviceReport
 	10, // 9: braid.mdm.v1.RenewServerResponse.scrubs:type_name -> braid.mdm.v1.ScrubOrder
-	62, // 10: braid.mdm.v1.RenewServerResponse.drill:type_name -> braid.mdm.v1.DrillOrder
+	63, // 10: braid.mdm.v1.RenewServerResponse.drill:type_name -> braid.mdm.v1.DrillOrder
 	3,  // 11: braid.mdm.v1.VolumeResponse.volume:type_name -> braid.mdm.v1.Volume
 	3,  // 12: braid.mdm.v1.ListVolumesResponse.volumes:type_name -> braid.mdm.v1.Volume
 	3,  // 13: braid.mdm.v1.AttachResponse.volume:type_name -> braid.mdm.v1.Volume
@@ -6188,85 +6263,86 @@ var file_mdm_proto_depIdxs = []int32{
 	40, // 20: braid.mdm.v1.JoinInSyncRequest.groups:type_name -> braid.mdm.v1.JoinGroup
 	44, // 21: braid.mdm.v1.StatusResponse.exposures:type_name -> braid.mdm.v1.Exposure
 	45, // 22: braid.mdm.v1.StatusResponse.resyncs:type_name -> braid.mdm.v1.DeviceResync
-	59, // 23: braid.mdm.v1.StatusResponse.settings:type_name -> braid.mdm.v1.Settings
+	60, // 23: braid.mdm.v1.StatusResponse.settings:type_name -> braid.mdm.v1.Settings
 	8,  // 24: braid.mdm.v1.DeviceResync.report:type_name -> braid.mdm.v1.ResyncReport
 	4,  // 25: braid.mdm.v1.ListServersResponse.servers:type_name -> braid.mdm.v1.Server
 	0,  // 26: braid.mdm.v1.ListDevicesResponse.devices:type_name -> braid.mdm.v1.Device
 	52, // 27: braid.mdm.v1.MovePlan.fill:type_name -> braid.mdm.v1.Fill
-	66, // 28: braid.mdm.v1.Autopilot.history:type_name -> braid.mdm.v1.Expansion
-	75, // 29: braid.mdm.v1.ScrubStatusResponse.devices:type_name -> braid.mdm.v1.DeviceScrub
-	9,  // 30: braid.mdm.v1.DeviceScrub.report:type_name -> braid.mdm.v1.ScrubReport
-	6,  // 31: braid.mdm.v1.Mdm.RegisterServer:input_type -> braid.mdm.v1.RegisterServerRequest
-	12, // 32: braid.mdm.v1.Mdm.RenewServer:input_type -> braid.mdm.v1.RenewServerRequest
-	14, // 33: braid.mdm.v1.Mdm.WatchMap:input_type -> braid.mdm.v1.WatchMapRequest
-	15, // 34: braid.mdm.v1.Mdm.CreateVolume:input_type -> braid.mdm.v1.CreateVolumeRequest
-	17, // 35: braid.mdm.v1.Mdm.ListVolumes:input_type -> braid.mdm.v1.ListVolumesRequest
-	19, // 36: braid.mdm.v1.Mdm.ResizeVolume:input_type -> braid.mdm.v1.ResizeVolumeRequest
-	20, // 37: braid.mdm.v1.Mdm.RenameVolume:input_type -> braid.mdm.v1.RenameVolumeRequest
-	21, // 38: braid.mdm.v1.Mdm.DeleteVolume:input_type -> braid.mdm.v1.DeleteVolumeRequest
-	23, // 39: braid.mdm.v1.Mdm.Attach:input_type -> braid.mdm.v1.AttachRequest
-	27, // 40: braid.mdm.v1.Mdm.Detach:input_type -> braid.mdm.v1.DetachRequest
-	29, // 41: braid.mdm.v1.Mdm.RenewSession:input_type -> braid.mdm.v1.RenewSessionRequest
-	32, // 42: braid.mdm.v1.Mdm.DropReplica:input_type -> braid.mdm.v1.DropReplicaRequest
-	34, // 43: braid.mdm.v1.Mdm.ReportDevice:input_type -> braid.mdm.v1.ReportDeviceRequest
-	36, // 44: braid.mdm.v1.Mdm.ResyncReady:input_type -> braid.mdm.v1.ResyncReadyRequest
-	39, // 45: braid.mdm.v1.Mdm.JoinInSync:input_type -> braid.mdm.v1.JoinInSyncRequest
-	42, // 46: braid.mdm.v1.Mdm.Status:input_type -> braid.mdm.v1.StatusRequest
-	46, // 47: braid.mdm.v1.Mdm.ListServers:input_type -> braid.mdm.v1.ListServersRequest
-	48, // 48: braid.mdm.v1.Mdm.ListDevices:input_type -> braid.mdm.v1.ListDevicesRequest
-	50, // 49: braid.mdm.v1.Mdm.RemoveDevice:input_type -> braid.mdm.v1.RemoveDeviceRequest
-	54, // 50: braid.mdm.v1.Mdm.PlanMoves:input_type -> braid.mdm.v1.PlanMovesRequest
-	55, // 51: braid.mdm.v1.Mdm.Evacuate:input_type -> braid.mdm.v1.EvacuateRequest
-	56, // 52: braid.mdm.v1.Mdm.Moves:input_type -> braid.mdm.v1.MovesRequest
-	58, // 53: braid.mdm.v1.Mdm.SetMoves:input_type -> braid.mdm.v1.SetMovesRequest
-	60, // 54: braid.mdm.v1.Mdm.GetSettings:input_type -> braid.mdm.v1.SettingsRequest
-	61, // 55: braid.mdm.v1.Mdm.SetSettings:input_type -> braid.mdm.v1.SetSettingsRequest
-	63, // 56: braid.mdm.v1.Mdm.Drill:input_type -> braid.mdm.v1.DrillRequest
-	65, // 57: braid.mdm.v1.Mdm.SpareDevices:input_type -> braid.mdm.v1.SpareDevicesRequest
-	67, // 58: braid.mdm.v1.Mdm.GetAutopilot:input_type -> braid.mdm.v1.AutopilotRequest
-	69, // 59: braid.mdm.v1.Mdm.SetAutopilot:input_type -> braid.mdm.v1.SetAutopilotRequest
-	70, // 60: braid.mdm.v1.Mdm.Maintain:input_type -> braid.mdm.v1.MaintainRequest
-	72, // 61: braid.mdm.v1.Mdm.Scrub:input_type -> braid.mdm.v1.ScrubRequest
-	73, // 62: braid.mdm.v1.Mdm.ScrubStatus:input_type -> braid.mdm.v1.ScrubStatusRequest
-	77, // 63: braid.mdm.v1.Mdm.Events:input_type -> braid.mdm.v1.EventsRequest
-	11, // 64: braid.mdm.v1.Mdm.RegisterServer:output_type -> braid.mdm.v1.RegisterServerResponse
-	13, // 65: braid.mdm.v1.Mdm.RenewServer:output_type -> braid.mdm.v1.RenewServerResponse
-	5,  // 66: braid.mdm.v1.Mdm.WatchMap:output_type -> braid.mdm.v1.MapDelta
-	16, // 67: braid.mdm.v1.Mdm.CreateVolume:output_type -> braid.mdm.v1.VolumeResponse
-	18, // 68: braid.mdm.v1.Mdm.ListVolumes:output_type -> braid.mdm.v1.ListVolumesResponse
-	16, // 69: braid.mdm.v1.Mdm.ResizeVolume:output_type -> braid.mdm.v1.VolumeResponse
-	16, // 70: braid.mdm.v1.Mdm.RenameVolume:output_type -> braid.mdm.v1.VolumeResponse
-	22, // 71: braid.mdm.v1.Mdm.DeleteVolume:output_type -> braid.mdm.v1.DeleteVolumeResponse
-	24, // 72: braid.mdm.v1.Mdm.Attach:output_type -> braid.mdm.v1.AttachResponse
-	28, // 73: braid.mdm.v1.Mdm.Detach:output_type -> braid.mdm.v1.DetachResponse
-	31, // 74: braid.mdm.v1.Mdm.RenewSession:output_type -> braid.mdm.v1.RenewSessionResponse
-	33, // 75: braid.mdm.v1.Mdm.DropReplica:output_type -> braid.mdm.v1.DropReplicaResponse
-	35, // 76: braid.mdm.v1.Mdm.ReportDevice:output_type -> braid.mdm.v1.ReportDeviceResponse
-	38, // 77: braid.mdm.v1.Mdm.ResyncReady:output_type -> braid.mdm.v1.ResyncReadyResponse
-	41, // 78: braid.mdm.v1.Mdm.JoinInSync:output_type -> braid.mdm.v1.JoinInSyncResponse
-	43, // 79: braid.mdm.v1.Mdm.Status:output_type -> braid.mdm.v1.StatusResponse
-	47, // 80: braid.mdm.v1.Mdm.ListServers:output_type -> braid.mdm.v1.ListServersResponse
-	49, // 81: braid.mdm.v1.Mdm.ListDevices:output_type -> braid.mdm.v1.ListDevicesResponse
-	51, // 82: braid.mdm.v1.Mdm.RemoveDevice:output_type -> braid.mdm.v1.RemoveDeviceResponse
-	53, // 83: braid.mdm.v1.Mdm.PlanMoves:output_type -> braid.mdm.v1.MovePlan
-	53, // 84: braid.mdm.v1.Mdm.Evacuate:output_type -> braid.mdm.v1.MovePlan
-	57, // 85: braid.mdm.v1.Mdm.Moves:output_type -> braid.mdm.v1.MovesResponse
-	57, // 86: braid.mdm.v1.Mdm.SetMoves:output_type -> braid.mdm.v1.MovesResponse
-	59, // 87: braid.mdm.v1.Mdm.GetSettings:output_type -> braid.mdm.v1.Settings
-	59, // 88: braid.mdm.v1.Mdm.SetSettings:output_type -> braid.mdm.v1.Settings
-	64, // 89: braid.mdm.v1.Mdm.Drill:output_type -> braid.mdm.v1.DrillResponse
-	53, // 90: braid.mdm.v1.Mdm.SpareDevices:output_type -> braid.mdm.v1.MovePlan
-	68, // 91: braid.mdm.v1.Mdm.GetAutopilot:output_type -> braid.mdm.v1.Autopilot
-	68, // 92: braid.mdm.v1.Mdm.SetAutopilot:output_type -> braid.mdm.v1.Autopilot
-	71, // 93: braid.mdm.v1.Mdm.Maintain:output_type -> braid.mdm.v1.MaintainResponse
-	74, // 94: braid.mdm.v1.Mdm.Scrub:output_type -> braid.mdm.v1.ScrubStatusResponse
-	74, // 95: braid.mdm.v1.Mdm.ScrubStatus:output_type -> braid.mdm.v1.ScrubStatusResponse
-	76, // 96: braid.mdm.v1.Mdm.Events:output_type -> braid.mdm.v1.Event
-	64, // [64:97] is the sub-list for method output_type
-	31, // [31:64] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	53, // 28: braid.mdm.v1.MovePlan.flows:type_name -> braid.mdm.v1.Flow
+	67, // 29: braid.mdm.v1.Autopilot.history:type_name -> braid.mdm.v1.Expansion
+	76, // 30: braid.mdm.v1.ScrubStatusResponse.devices:type_name -> braid.mdm.v1.DeviceScrub
+	9,  // 31: braid.mdm.v1.DeviceScrub.report:type_name -> braid.mdm.v1.ScrubReport
+	6,  // 32: braid.mdm.v1.Mdm.RegisterServer:input_type -> braid.mdm.v1.RegisterServerRequest
+	12, // 33: braid.mdm.v1.Mdm.RenewServer:input_type -> braid.mdm.v1.RenewServerRequest
+	14, // 34: braid.mdm.v1.Mdm.WatchMap:input_type -> braid.mdm.v1.WatchMapRequest
+	15, // 35: braid.mdm.v1.Mdm.CreateVolume:input_type -> braid.mdm.v1.CreateVolumeRequest
+	17, // 36: braid.mdm.v1.Mdm.ListVolumes:input_type -> braid.mdm.v1.ListVolumesRequest
+	19, // 37: braid.mdm.v1.Mdm.ResizeVolume:input_type -> braid.mdm.v1.ResizeVolumeRequest
+	20, // 38: braid.mdm.v1.Mdm.RenameVolume:input_type -> braid.mdm.v1.RenameVolumeRequest
+	21, // 39: braid.mdm.v1.Mdm.DeleteVolume:input_type -> braid.mdm.v1.DeleteVolumeRequest
+	23, // 40: braid.mdm.v1.Mdm.Attach:input_type -> braid.mdm.v1.AttachRequest
+	27, // 41: braid.mdm.v1.Mdm.Detach:input_type -> braid.mdm.v1.DetachRequest
+	29, // 42: braid.mdm.v1.Mdm.RenewSession:input_type -> braid.mdm.v1.RenewSessionRequest
+	32, // 43: braid.mdm.v1.Mdm.DropReplica:input_type -> braid.mdm.v1.DropReplicaRequest
+	34, // 44: braid.mdm.v1.Mdm.ReportDevice:input_type -> braid.mdm.v1.ReportDeviceRequest
+	36, // 45: braid.mdm.v1.Mdm.ResyncReady:input_type -> braid.mdm.v1.ResyncReadyRequest
+	39, // 46: braid.mdm.v1.Mdm.JoinInSync:input_type -> braid.mdm.v1.JoinInSyncRequest
+	42, // 47: braid.mdm.v1.Mdm.Status:input_type -> braid.mdm.v1.StatusRequest
+	46, // 48: braid.mdm.v1.Mdm.ListServers:input_type -> braid.mdm.v1.ListServersRequest
+	48, // 49: braid.mdm.v1.Mdm.ListDevices:input_type -> braid.mdm.v1.ListDevicesRequest
+	50, // 50: braid.mdm.v1.Mdm.RemoveDevice:input_type -> braid.mdm.v1.RemoveDeviceRequest
+	55, // 51: braid.mdm.v1.Mdm.PlanMoves:input_type -> braid.mdm.v1.PlanMovesRequest
+	56, // 52: braid.mdm.v1.Mdm.Evacuate:input_type -> braid.mdm.v1.EvacuateRequest
+	57, // 53: braid.mdm.v1.Mdm.Moves:input_type -> braid.mdm.v1.MovesRequest
+	59, // 54: braid.mdm.v1.Mdm.SetMoves:input_type -> braid.mdm.v1.SetMovesRequest
+	61, // 55: braid.mdm.v1.Mdm.GetSettings:input_type -> braid.mdm.v1.SettingsRequest
+	62, // 56: braid.mdm.v1.Mdm.SetSettings:input_type -> braid.mdm.v1.SetSettingsRequest
+	64, // 57: braid.mdm.v1.Mdm.Drill:input_type -> braid.mdm.v1.DrillRequest
+	66, // 58: braid.mdm.v1.Mdm.SpareDevices:input_type -> braid.mdm.v1.SpareDevicesRequest
+	68, // 59: braid.mdm.v1.Mdm.GetAutopilot:input_type -> braid.mdm.v1.AutopilotRequest
+	70, // 60: braid.mdm.v1.Mdm.SetAutopilot:input_type -> braid.mdm.v1.SetAutopilotRequest
+	71, // 61: braid.mdm.v1.Mdm.Maintain:input_type -> braid.mdm.v1.MaintainRequest
+	73, // 62: braid.mdm.v1.Mdm.Scrub:input_type -> braid.mdm.v1.ScrubRequest
+	74, // 63: braid.mdm.v1.Mdm.ScrubStatus:input_type -> braid.mdm.v1.ScrubStatusRequest
+	78, // 64: braid.mdm.v1.Mdm.Events:input_type -> braid.mdm.v1.EventsRequest
+	11, // 65: braid.mdm.v1.Mdm.RegisterServer:output_type -> braid.mdm.v1.RegisterServerResponse
+	13, // 66: braid.mdm.v1.Mdm.RenewServer:output_type -> braid.mdm.v1.RenewServerResponse
+	5,  // 67: braid.mdm.v1.Mdm.WatchMap:output_type -> braid.mdm.v1.MapDelta
+	16, // 68: braid.mdm.v1.Mdm.CreateVolume:output_type -> braid.mdm.v1.VolumeResponse
+	18, // 69: braid.mdm.v1.Mdm.ListVolumes:output_type -> braid.mdm.v1.ListVolumesResponse
+	16, // 70: braid.mdm.v1.Mdm.ResizeVolume:output_type -> braid.mdm.v1.VolumeResponse
+	16, // 71: braid.mdm.v1.Mdm.RenameVolume:output_type -> braid.mdm.v1.VolumeResponse
+	22, // 72: braid.mdm.v1.Mdm.DeleteVolume:output_type -> braid.mdm.v1.DeleteVolumeResponse
+	24, // 73: braid.mdm.v1.Mdm.Attach:output_type -> braid.mdm.v1.AttachResponse
+	28, // 74: braid.mdm.v1.Mdm.Detach:output_type -> braid.mdm.v1.DetachResponse
+	31, // 75: braid.mdm.v1.Mdm.RenewSession:output_type -> braid.mdm.v1.RenewSessionResponse
+	33, // 76: braid.mdm.v1.Mdm.DropReplica:output_type -> braid.mdm.v1.DropReplicaResponse
+	35, // 77: braid.mdm.v1.Mdm.ReportDevice:output_type -> braid.mdm.v1.ReportDeviceResponse
+	38, // 78: braid.mdm.v1.Mdm.ResyncReady:output_type -> braid.mdm.v1.ResyncReadyResponse
+	41, // 79: braid.mdm.v1.Mdm.JoinInSync:output_type -> braid.mdm.v1.JoinInSyncResponse
+	43, // 80: braid.mdm.v1.Mdm.Status:output_type -> braid.mdm.v1.StatusResponse
+	47, // 81: braid.mdm.v1.Mdm.ListServers:output_type -> braid.mdm.v1.ListServersResponse
+	49, // 82: braid.mdm.v1.Mdm.ListDevices:output_type -> braid.mdm.v1.ListDevicesResponse
+	51, // 83: braid.mdm.v1.Mdm.RemoveDevice:output_type -> braid.mdm.v1.RemoveDeviceResponse
+	54, // 84: braid.mdm.v1.Mdm.PlanMoves:output_type -> braid.mdm.v1.MovePlan
+	54, // 85: braid.mdm.v1.Mdm.Evacuate:output_type -> braid.mdm.v1.MovePlan
+	58, // 86: braid.mdm.v1.Mdm.Moves:output_type -> braid.mdm.v1.MovesResponse
+	58, // 87: braid.mdm.v1.Mdm.SetMoves:output_type -> braid.mdm.v1.MovesResponse
+	60, // 88: braid.mdm.v1.Mdm.GetSettings:output_type -> braid.mdm.v1.Settings
+	60, // 89: braid.mdm.v1.Mdm.SetSettings:output_type -> braid.mdm.v1.Settings
+	65, // 90: braid.mdm.v1.Mdm.Drill:output_type -> braid.mdm.v1.DrillResponse
+	54, // 91: braid.mdm.v1.Mdm.SpareDevices:output_type -> braid.mdm.v1.MovePlan
+	69, // 92: braid.mdm.v1.Mdm.GetAutopilot:output_type -> braid.mdm.v1.Autopilot
+	69, // 93: braid.mdm.v1.Mdm.SetAutopilot:output_type -> braid.mdm.v1.Autopilot
+	72, // 94: braid.mdm.v1.Mdm.Maintain:output_type -> braid.mdm.v1.MaintainResponse
+	75, // 95: braid.mdm.v1.Mdm.Scrub:output_type -> braid.mdm.v1.ScrubStatusResponse
+	75, // 96: braid.mdm.v1.Mdm.ScrubStatus:output_type -> braid.mdm.v1.ScrubStatusResponse
+	77, // 97: braid.mdm.v1.Mdm.Events:output_type -> braid.mdm.v1.Event
+	65, // [65:98] is the sub-list for method output_type
+	32, // [32:65] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_mdm_proto_init() }
@@ -6274,16 +6350,16 @@ func file_mdm_proto_init() {
 	if File_mdm_proto != nil {
 		return
 	}
-	file_mdm_proto_msgTypes[58].OneofWrappers = []any{}
-	file_mdm_proto_msgTypes[61].OneofWrappers = []any{}
-	file_mdm_proto_msgTypes[69].OneofWrappers = []any{}
+	file_mdm_proto_msgTypes[59].OneofWrappers = []any{}
+	file_mdm_proto_msgTypes[62].OneofWrappers = []any{}
+	file_mdm_proto_msgTypes[70].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mdm_proto_rawDesc), len(file_mdm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   79,
+			NumMessages:   80,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

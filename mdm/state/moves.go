@@ -41,6 +41,13 @@ type Fill struct {
 	Comes, Goes uint64 // is copied to it, leaves it
 }
 
+// Flow is how many bytes are to be read on one device and written to another. A copy is
+// read from all copies in sync, in turn, so that many give to many.
+type Flow struct {
+	From, To cluster.DeviceID
+	Bytes    uint64
+}
+
 // MovePlan says what would move, before anything does.
 type MovePlan struct {
 	Moves    []Move
@@ -49,6 +56,7 @@ type MovePlan struct {
 	Bytes    uint64 // to be copied
 	Rebuilt  int    // of Copies: whose old place is lost
 	Fill     []Fill // of every device that has or gets copies
+	Flows    []Flow // by From and To; together Bytes
 	Warnings []string
 }
 
@@ -273,13 +281,18 @@ func copyBytes(g *group, per map[cluster.DeviceID]uint64) uint64 {
 	return most
 }
 
-// fill sums up what each device holds before and after.
+// fill sums up what each device holds before and after, and what flows between them.
 func (s *State) fill(plan *MovePlan, used map[cluster.DeviceID]uint64) {
 	per, comes, goes := s.bytesPerCopy(used), map[cluster.DeviceID]uint64{}, map[cluster.DeviceID]uint64{}
+	flows := map[[2]cluster.DeviceID]uint64{}
 	for _, m := range plan.Moves {
-		bytes := copyBytes(s.record(m.PG), per)
+		g := s.record(m.PG)
+		bytes, n := copyBytes(g, per), uint64(len(g.InSync))
 		for _, d := range m.Come {
 			comes[d] += bytes
+			for i, from := range g.InSync {
+				flows[[2]cluster.DeviceID{from, d}] += bytes*uint64(i+1)/n - bytes*uint64(i)/n
+			}
 		}
 		for _, d := range m.Go {
 			goes[d] += per[d]
@@ -294,6 +307,12 @@ func (s *State) fill(plan *MovePlan, used map[cluster.DeviceID]uint64) {
 			After: max(used[d.ID]+comes[d.ID], goes[d.ID]) - goes[d.ID], Comes: comes[d.ID], Goes: goes[d.ID]})
 	}
 	slices.SortFunc(plan.Fill, func(a, b Fill) int { return cmp.Compare(a.Device, b.Device) })
+	for pair, bytes := range flows {
+		plan.Flows = append(plan.Flows, Flow{From: pair[0], To: pair[1], Bytes: bytes})
+	}
+	slices.SortFunc(plan.Flows, func(a, b Flow) int {
+		return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.To, b.To))
+	})
 }
 
 // Room says why a plan must not be carried out for want of space, if so.

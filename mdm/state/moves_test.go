@@ -19,8 +19,39 @@ func (y *yard) plan(without ...cluster.DeviceID) MovePlan {
 	if err != nil {
 		y.t.Fatal(err)
 	}
+	y.wantFlows(plan)
 	y.commit(y.state().Move(plan, "test", y.now))
 	return plan
+}
+
+// wantFlows fails unless what flows is all that comes to each device, and is read where
+// it is in sync: on every device that has some of it.
+func (y *yard) wantFlows(plan MovePlan) {
+	y.t.Helper()
+	comes, from := map[cluster.DeviceID]uint64{}, map[[2]cluster.DeviceID]bool{}
+	all := uint64(0)
+	for _, f := range plan.Flows {
+		comes[f.To] += f.Bytes
+		from[[2]cluster.DeviceID{f.From, f.To}] = true
+		all += f.Bytes
+	}
+	for _, f := range plan.Fill {
+		if comes[f.Device] != f.Comes {
+			y.t.Errorf("%d bytes flow to device %d, the plan has %d", comes[f.Device], f.Device, f.Comes)
+		}
+	}
+	for _, m := range plan.Moves {
+		for _, to := range m.Come {
+			for _, d := range y.state().record(m.PG).InSync {
+				if !from[[2]cluster.DeviceID{d, to}] {
+					y.t.Errorf("nothing flows from device %d to %d, which takes copies of its groups", d, to)
+				}
+			}
+		}
+	}
+	if all != plan.Bytes {
+		y.t.Errorf("%d bytes flow, the plan has %d", all, plan.Bytes)
+	}
 }
 
 // membership has every device as full as it has copies: 1 MiB each.
