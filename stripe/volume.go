@@ -71,6 +71,7 @@ type Volume struct {
 	// Owned by the loop.
 	core     *core.Core
 	current  *cluster.Map
+	refused  error     // why a newer map is not taken, if so
 	msgs     []message // by frame
 	links    []*peer   // by link
 	peers    map[peerKey]*peer
@@ -240,9 +241,10 @@ func (v *Volume) adopt(m *cluster.Map) {
 	if err := v.core.SetMap(v.loop.Now(), m, v.isLocal); err != nil {
 		// A map without the volume: it is being deleted, or mdm has just been
 		// restored. The old one goes on; the lease decides.
+		v.refused = err
 		return
 	}
-	v.current = m
+	v.current, v.refused = m, nil
 	v.adopting = true
 	v.drain()
 	v.connect()

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"braid/cluster"
 	"braid/transport"
 	"braid/transport/bio"
 	"braid/transport/loop"
@@ -305,6 +306,31 @@ func TestWaitingTellsWhy(t *testing.T) {
 	if err := late.wait(t); !errors.Is(err, bio.ErrShutdown) {
 		t.Errorf("a request after the detach ends with %v", err)
 	}
+}
+
+// Goal: a map that cannot be taken is told with the reason, I/O goes on by the last one,
+// and a later one that can ends it.
+func TestRefusedMapIsTold(t *testing.T) {
+	r := newRig(t, 2, 2)
+	publish := func(edit func(*cluster.Map)) {
+		r.mdm.mu.Lock()
+		defer r.mdm.mu.Unlock()
+		next := *r.mdm.current
+		next.Version++
+		edit(&next)
+		r.mdm.publish(&next)
+	}
+	sets := r.mdm.current.Sets
+	publish(func(m *cluster.Map) { m.Sets = nil })
+	eventually(t, "the refusal is told", func() bool {
+		return strings.Contains(r.v.Snapshot().Refused, "lacks volume vol or its placement groups")
+	})
+	r.write(t, 0, pattern(4096, 1))
+	publish(func(m *cluster.Map) { m.Sets = sets })
+	eventually(t, "the next map is taken", func() bool {
+		s := r.v.Snapshot()
+		return s.Refused == "" && s.MapVersion == 3
+	})
 }
 
 // Goal: being fenced is told once, with the reason, and ends all I/O. Method: a

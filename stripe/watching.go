@@ -78,6 +78,7 @@ type Snapshot struct {
 	Generation    cluster.Generation
 	MapVersion    uint64
 	Adopted       uint64 // map version
+	Refused       string // why a newer map is not taken, if so
 	Pressure      uint32 // of the activity logs, thousandths
 	ResolveGroups int    // whose activity logs the attach has not read yet
 	ResolveChunks int    // that may differ and are not resolved yet
@@ -92,6 +93,9 @@ func (v *Volume) Snapshot() (s Snapshot) {
 		s = Snapshot{Volume: v.volume.Name, ID: v.volume.ID, Generation: v.gen, MapVersion: v.core.Version(),
 			Adopted: v.core.Adopted(), Pressure: v.core.Pressure(), Stats: v.core.Stats()}
 		s.ResolveGroups, s.ResolveChunks = v.core.Resolving()
+		if v.refused != nil {
+			s.Refused = v.refused.Error()
+		}
 		for _, d := range v.core.Devices() {
 			x := DeviceStats{DeviceStats: d, State: "connected"}
 			if d.AwaySince != 0 {

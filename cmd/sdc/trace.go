@@ -150,6 +150,10 @@ func printWhy(w io.Writer, r daemon.WhyReply, now time.Time) {
 	if a.InFlight > 0 && len(r.Waits) == 0 {
 		fmt.Fprintln(w, "none of them has waited for as long as a second")
 	}
+	if r.MapRefused != "" {
+		fmt.Fprintf(w, "changes of the cluster do not reach it: %s\n  next: it goes on by its last map and takes the "+
+			"first one that it can; `scli events` says what changed\n", r.MapRefused)
+	}
 	if a.Reconnects > 0 {
 		fmt.Fprintf(w, "the kernel dropped a socket and was given a new one %d time(s)\n", a.Reconnects)
 	}

@@ -137,8 +137,13 @@ func TestWhyText(t *testing.T) {
 	b.Reset()
 	printWhy(&b, daemon.WhyReply{Attachment: daemon.Attachment{Device: "/dev/nbd1", Volume: "v",
 		State: daemon.StateAttached}}, noon)
-	if !strings.Contains(b.String(), "no request is in flight") {
+	if !strings.Contains(b.String(), "no request is in flight") || strings.Contains(b.String(), "changes") {
 		t.Errorf("idle: %q", b.String())
+	}
+	b.Reset()
+	printWhy(&b, daemon.WhyReply{Attachment: daemon.Attachment{Volume: "v"}, MapRefused: "map version 9: no"}, noon)
+	if !strings.Contains(b.String(), "do not reach it: map version 9: no") {
+		t.Errorf("a map that cannot be taken: %q", b.String())
 	}
 }
 

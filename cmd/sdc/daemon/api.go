@@ -125,6 +125,7 @@ type Wait struct {
 type WhyReply struct {
 	Attachment Attachment `json:"attachment"`
 	Waits      []Wait     `json:"waits"`
+	MapRefused string     `json:"map_refused,omitempty"` // why a newer map is not taken
 }
 
 // failure is the body of a reply that is not 200.

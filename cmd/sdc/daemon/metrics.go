@@ -72,6 +72,11 @@ func (s *VolumeStats) collect(out chan<- prometheus.Metric) {
 	to.send(g, "pressure", "Highest pressure of an activity log since the last flush, 0 to 1000.", float64(s.Pressure))
 	to.send(g, "map_version", "Version of the newest map.", float64(s.MapVersion))
 	to.send(g, "adopted_map_version", "Version of the map that all requests under way know.", float64(s.AdoptedMap))
+	refused := 0.0
+	if s.MapRefused != "" {
+		refused = 1
+	}
+	to.send(g, "map_refused", "1 where a newer map cannot be taken: see sdc why.", refused)
 	to.send(g, "resolve_chunks", "Chunks that an older session left and that are not resolved.",
 		float64(s.ResolveChunks))
 	for kind, h := range s.Latency {

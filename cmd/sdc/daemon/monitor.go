@@ -47,7 +47,7 @@ func (w *watched) why() WhyReply {
 	return WhyReply{Attachment: Attachment{Device: w.where, Volume: s.Volume, State: s.State, Reason: s.Reason,
 		Size: s.Size, Connections: s.Connections, InFlight: s.InFlight, OldestMS: s.OldestMS, Reads: s.Reads,
 		Writes: s.Writes, Flushes: s.Flushes, ReadBytes: s.ReadBytes, WriteBytes: s.WriteBytes, Errors: s.Errors},
-		Waits: waitsOf(w.volume)}
+		Waits: waitsOf(w.volume), MapRefused: s.MapRefused}
 }
 
 // volumes are those of the daemon that can be watched.

@@ -53,7 +53,11 @@ func (d *Daemon) routes() http.Handler {
 			fail(w, err)
 			return
 		}
-		reply(w, WhyReply{Attachment: a.status(), Waits: a.waits()})
+		why := WhyReply{Attachment: a.status(), Waits: a.waits()}
+		if w := a.watched(); w != nil {
+			why.MapRefused = mapRefused(w.volume)
+		}
+		reply(w, why)
 	})
 	m.HandleFunc("POST /stop", func(w http.ResponseWriter, _ *http.Request) {
 		if err := d.stop(); err != nil {

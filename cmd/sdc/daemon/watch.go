@@ -42,6 +42,7 @@ type VolumeStats struct {
 	Pressure      uint32                    `json:"pressure"`          // of activity logs, thousandths
 	MapVersion    uint64                    `json:"map_version"`
 	AdoptedMap    uint64                    `json:"adopted_map_version"`
+	MapRefused    string                    `json:"map_refused,omitempty"` // why a newer map is not taken
 	ResolveGroups int                       `json:"resolve_groups"`
 	ResolveChunks int                       `json:"resolve_chunks"`
 	Latency       map[string]meter.Snapshot `json:"latency"` // by kind of request
@@ -150,7 +151,7 @@ func (s *VolumeStats) add(v stripe.Snapshot) {
 	s.Retries, s.Hedges, s.BadSums = v.Stats.Retries, v.Stats.Hedges, v.Stats.BadSums
 	s.Roomless = v.Stats.Roomless
 	s.DeviceFlushes, s.Pressure = v.Stats.Flushes, v.Pressure
-	s.MapVersion, s.AdoptedMap = v.MapVersion, v.Adopted
+	s.MapVersion, s.AdoptedMap, s.MapRefused = v.MapVersion, v.Adopted, v.Refused
 	s.ResolveGroups, s.ResolveChunks = v.ResolveGroups, v.ResolveChunks
 	for i := range v.Devices {
 		d := &v.Devices[i]
@@ -218,6 +219,14 @@ func statusName(s uint16) string {
 		return names[s]
 	}
 	return "unknown"
+}
+
+// mapRefused says why a volume does not take a newer map, if so.
+func mapRefused(v Volume) string {
+	if v, ok := v.(snapshooter); ok {
+		return v.Snapshot().Refused
+	}
+	return ""
 }
 
 // waitsOf is what a volume's requests wait for.
