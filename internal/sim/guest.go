@@ -69,7 +69,7 @@ func (*request) RequestDone(*bio.Request) {}
 func newVolume(w *World, i int) *Volume {
 	v := &Volume{w: w, index: i, name: "v" + string(rune('0'+i)), size: uint64(w.cfg.Chunks) * cluster.ChunkSize}
 	v.unit = []uint32{4096, 64 << 10, 1 << 20, 1 << 20}[w.rng.IntN(4)]
-	v.width = []uint32{1, 2, uint32(min(4, w.cfg.Chunks))}[w.rng.IntN(3)]
+	v.width = []uint32{1, uint32(min(2, w.cfg.Chunks)), uint32(min(4, w.cfg.Chunks))}[w.rng.IntN(3)]
 	if w.cfg.Calm {
 		v.unit, v.width = cluster.ChunkSize, 1
 	}

@@ -88,11 +88,16 @@ func (w *World) counts(n *Node) (member, inSync bool) {
 	return member, inSync
 }
 
-// isNeeded reports whether a group has no copy in sync but those that are gone.
+// isNeeded reports whether a group has no copy but those that are gone, or none that is
+// up and, as far as the manager knows, has lost nothing: it restarted before the loss.
 func (w *World) isNeeded(n *Node) bool {
+	unclean := func(cluster.VolumeID) bool { return false }
 	for _, table := range w.mdm.m.PGs {
 		for _, pg := range table {
-			if pg.Has(n.dev) && !w.othersHave(pg, n) {
+			if !pg.Has(n.dev) {
+				continue
+			}
+			if ok, _ := w.mdm.st.MayLeave(pg.ID, n.dev, unclean); !ok && w.othersAreUp(pg, n) {
 				return true
 			}
 		}
@@ -100,10 +105,15 @@ func (w *World) isNeeded(n *Node) bool {
 	return false
 }
 
-func (w *World) othersHave(pg *cluster.PG, n *Node) bool {
-	return slices.ContainsFunc(pg.InSync, func(id cluster.DeviceID) bool {
+// othersAreUp reports whether the manager waits for no other copy of a group to return.
+func (w *World) othersAreUp(pg *cluster.PG, n *Node) bool {
+	return w.mdm.up && !slices.ContainsFunc(pg.InSync, func(id cluster.DeviceID) bool {
 		o := w.nodeOf(id)
-		return o != nil && o != n && !o.gone
+		if o == nil || o == n || o.gone {
+			return false
+		}
+		_, _, up := w.mdm.st.Reach(id)
+		return !up
 	})
 }
 
