@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"braid/cluster"
 )
@@ -43,10 +44,11 @@ type Status struct {
 	Waiting          int // volumes whose writes wait for room
 	Groups           int
 	GroupsDegraded   int
-	groupsOut        int // without any in-sync copy that is up
-	GroupsRebuilding int // a target is being brought in sync
-	groupsMoving     int // they head for other devices
-	partsDown        int // servers that are down, devices that have failed
+	groupsOut        int            // without any in-sync copy that is up
+	awaited          map[string]int // groups that wait for one of these devices, which may hold more than the rest
+	GroupsRebuilding int            // a target is being brought in sync
+	groupsMoving     int            // they head for other devices
+	partsDown        int            // servers that are down, devices that have failed
 }
 
 // Status sums up. used is what the devices reported last, in bytes.
@@ -71,6 +73,10 @@ func (s *State) Status(used map[cluster.DeviceID]uint64) Status {
 	if st.groupsOut > 0 {
 		st.worse(Unavailable, "%d of %d groups have no in-sync copy on a device that is up: I/O to "+
 			"them waits", st.groupsOut, st.Groups)
+	}
+	for _, devices := range slices.Sorted(maps.Keys(st.awaited)) {
+		st.worse(Unavailable, "%d of %d groups wait for %s: their copies that are up have restarted, and may lack "+
+			"acknowledged writes that are there", st.awaited[devices], st.Groups, devices)
 	}
 	s.noteRoomless(&st)
 	s.fullDevices(&st, used)
@@ -130,6 +136,8 @@ func (s *State) countGroups(st *Status, up map[cluster.DeviceID]bool) {
 			}
 			if alive == 0 {
 				st.groupsOut++
+			} else if alive < len(pg.InSync) {
+				s.noteAwaited(st, p.record)
 			}
 			if pg.Target != 0 {
 				st.GroupsRebuilding++
@@ -139,6 +147,29 @@ func (s *State) countGroups(st *Status, up map[cluster.DeviceID]bool) {
 			}
 		})
 	}
+}
+
+// noteAwaited counts a group of which no copy that is up is sure to be whole, but one
+// that is away: nothing changes until that is back (see Settle).
+func (s *State) noteAwaited(st *Status, g *group) {
+	judged := s.judge(g)
+	if slices.ContainsFunc(judged, func(h health) bool { return h.up && h.sound }) {
+		return
+	}
+	var names []string
+	for i, id := range g.InSync {
+		if judged[i].away() {
+			names = append(names, fmt.Sprintf("device %d (%s)", id, s.deviceName(id)))
+		}
+	}
+	if len(names) == 0 {
+		return // all are broken: mdm goes on with what there is
+	}
+	slices.Sort(names)
+	if st.awaited == nil {
+		st.awaited = map[string]int{}
+	}
+	st.awaited[strings.Join(names, " or ")]++
 }
 
 func (s *State) fullDevices(st *Status, used map[cluster.DeviceID]uint64) {

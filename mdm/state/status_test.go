@@ -53,6 +53,47 @@ func TestHealthOfALoss(t *testing.T) {
 	}
 }
 
+// Goal: when all went down at once and one is back, status says that I/O waits, and for
+// whom: what is up may have forgotten acknowledged writes. It ends when the other is back.
+func TestHealthAfterAllWereDown(t *testing.T) {
+	y := newYard(t, 2, 2)
+	y.down(0)
+	y.down(1)
+	y.health(Unavailable, "all are down")
+	y.restart(0, false)
+	y.settle()
+	y.health(Unavailable, "one is back, without its cache")
+	reasons := strings.Join(y.state().Status(nil).Reasons, "\n")
+	for _, want := range []string{"groups wait for device 2 (sds1:", "have restarted, and may lack acknowledged"} {
+		if !strings.Contains(reasons, want) {
+			t.Errorf("no %q in %s", want, reasons)
+		}
+	}
+	y.restart(1, true)
+	y.carry(1)
+	y.health(OK, "both are back")
+
+	y.down(0)
+	y.down(1)
+	y.restart(0, true)
+	y.health(Degraded, "one is back with all that it had")
+
+	y.down(0)
+	y.restart(0, false)
+	y.health(Unavailable, "the other one is lost for good")
+	tx, err := y.state().RemoveDevice(2, true, y.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	y.commit(tx)
+	y.settle()
+	y.health(Degraded, "it was given up")
+	y.wantInSync("what is left", 1)
+	if h := y.state().judge(y.group()); !h[0].up || !h[0].sound {
+		t.Errorf("the copy that is left is %+v: nothing can be copied from it", h[0])
+	}
+}
+
 // tell tells the health, which makes so many events.
 func (y *yard) tell(want uint64) {
 	y.t.Helper()
